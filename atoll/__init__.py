@@ -1,0 +1,3 @@
+"""Atoll: server virtualization in Python."""
+
+__version__ = "0.1.0"
