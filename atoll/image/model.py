@@ -1,0 +1,49 @@
+"""Images as plain values. An image is its content: the digest of its manifest names it everywhere."""
+
+from enum import StrEnum
+
+import msgspec
+
+from atoll.base.clock import Timestamp
+from atoll.base.ids import Bytes, Digest
+
+
+class ImageState(StrEnum):
+    READY = "ready"
+    DELETING = "deleting"
+
+
+class File(msgspec.Struct, frozen=True):
+    """A blob of the content store. `size` in bytes as stored; `virtual_size` of a disk as a guest sees it."""
+
+    digest: Digest
+    size: Bytes
+    format: str = "raw"
+    virtual_size: Bytes = Bytes(0)
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What an image is. Its canonical JSON's sha256 is the image's digest.
+
+    `files`: by role: `disk` always; `kernel` and `initrd` where it boots directly. `cmdline`: the image's own
+    part of the kernel line. `agent`: whether a QEMU guest agent answers in it.
+    """
+
+    arch: str
+    files: dict[str, File]
+    cmdline: str = ""
+    machine: str = "auto"
+    agent: bool = False
+    min_memory: Bytes = Bytes(0)
+    source: str = ""
+
+
+class Image(msgspec.Struct, frozen=True, kw_only=True):
+    """A name in a project for a manifest. Several names may share one digest."""
+
+    digest: Digest
+    project: str
+    name: str
+    manifest: Manifest
+    state: ImageState = ImageState.READY
+    created: Timestamp

@@ -1,0 +1,153 @@
+"""The contract of an engine: the thing that runs guests on this host. tests/contract/test_engine.py checks it.
+
+An engine gets finished plans; it never reads the store, a pool or a network. Guests outlive it: a new engine
+object over the same directory finds them with `adopt`.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Protocol, runtime_checkable
+
+import msgspec
+
+from atoll.base.ids import Bytes, Generation, InstanceId
+from atoll.instance.model import BootPlan, Exit, Kind, State
+
+
+class EngineTraits(msgspec.Struct, frozen=True):
+    """What callers may rely on. `exec_terminal`: whether exec can give the program a terminal."""
+
+    hot_cpus: bool = False
+    hot_memory: bool = False
+    pauses: bool = False
+    exec_terminal: bool = False
+
+
+class Observed(msgspec.Struct, frozen=True):
+    """A guest as the host has it now: running or paused with its `pid`; stopped with its `exit`.
+
+    `reason` says why it is paused when nobody asked for it ("no space left on the host").
+    """
+
+    state: State
+    generation: Generation
+    pid: int = 0
+    reason: str = ""
+    exit: Exit | None = None
+    agent: bool = False
+
+
+class GuestEvent(msgspec.Struct, frozen=True):
+    """News of a guest: what it is now. Sent within a second of the fact, without polling."""
+
+    guest: InstanceId
+    seen: Observed
+
+
+class Engine(Protocol):
+    kind: Kind
+    traits: EngineTraits
+
+    async def adopt(self) -> Mapping[InstanceId, Observed]:
+        """Find every guest of a former engine object: those alive are held again, those that ended while
+        nobody looked are reported with their `exit`. Where several generations of one guest are alive the
+        newest counts and older ones are ended (fenced). Called once, before anything else."""
+
+    async def start(self, plan: BootPlan) -> None:
+        """Returns when the guest runs. Raises Exists (it runs), Lacking, Exhausted, Broken, Unreachable."""
+
+    async def stop(self, guest: InstanceId, *, grace: float) -> None:
+        """Ask it to shut down, end it by force after `grace` seconds (0: at once). Absent is success.
+
+        Returns when nothing of it runs. Its exit is reported as an event too.
+        """
+
+    async def pause(self, guest: InstanceId) -> None: ...
+    async def resume(self, guest: InstanceId) -> None: ...
+
+    async def resize(self, guest: InstanceId, *, cpus: int, memory: Bytes) -> None:
+        """To that many CPUs and bytes while it runs. Raises Refused where this cannot be done live (the
+        message says why: the change then waits for the next start), Absent, Broken."""
+
+    async def forget(self, guest: InstanceId) -> None:
+        """Remove what a guest that ended left on this host (run directory, cgroup, logs). Absent is success."""
+
+    async def observe(self) -> Mapping[InstanceId, Observed]: ...
+
+    def events(self) -> AsyncIterator[GuestEvent]:
+        """Every change from the moment of the call, without end."""
+
+    async def close(self) -> None:
+        """Let go of the guests, which go on."""
+
+
+class Stream(Protocol):
+    """Both directions of a console. `read` returns b"" at its end."""
+
+    async def read(self) -> bytes: ...
+    async def write(self, data: bytes) -> None: ...
+    async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Consoles(Protocol):
+    async def console(self, guest: InstanceId) -> Stream:
+        """The serial console, starting with its last lines; any number may be open. Raises Absent, Refused."""
+
+    async def log(self, guest: InstanceId, *, limit: int = 64 << 10) -> bytes:
+        """The last `limit` bytes of what the guest wrote to its serial console and its engine to its log."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a program in a guest did. `signal`: 0 unless one ended it. `truncated`: output was over the bound."""
+
+    code: int
+    stdout: bytes
+    stderr: bytes
+    signal: int = 0
+    truncated: bool = False
+
+
+@runtime_checkable
+class Executes(Protocol):
+    async def ready(self, guest: InstanceId, *, timeout: float) -> None:
+        """Returns once its agent answers. Raises Unreachable at the deadline, Broken where the guest ends."""
+
+    async def execute(
+        self,
+        guest: InstanceId,
+        argv: tuple[str, ...],
+        *,
+        input: bytes = b"",
+        env: Mapping[str, str] = {},
+        timeout: float | None = None,
+    ) -> Outcome:
+        """Run a program to its end. Raises Absent (no such program: 127), Unreachable, Refused (not running)."""
+
+    def pull(self, guest: InstanceId, path: str) -> AsyncIterator[bytes]: ...
+    async def push(self, guest: InstanceId, path: str, chunks: AsyncIterator[bytes], *, mode: int) -> int: ...
+    async def addresses(self, guest: InstanceId) -> Mapping[str, tuple[str, ...]]:
+        """By MAC: the addresses that the guest itself has."""
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """Counters since the guest's start: seconds, bytes, operations; `memory`: bytes of the host it holds now."""
+
+    cpu_seconds: float
+    memory: Bytes
+    disk_read: int = 0
+    disk_written: int = 0
+    disk_reads: int = 0
+    disk_writes: int = 0
+    net_received: int = 0
+    net_sent: int = 0
+
+
+@runtime_checkable
+class Measures(Protocol):
+    async def stats(self, guest: InstanceId) -> Stats: ...
+
+
+@runtime_checkable
+class Displays(Protocol):
+    async def display(self, guest: InstanceId) -> str:
+        """The path of the unix socket on which its screen is served as VNC. Raises Absent, Refused."""
