@@ -51,7 +51,7 @@ def parse_duration(text: str, *, field: str = "") -> float:
 def show_duration(seconds: float) -> str:
     """`45s`, `12m`, `3h 5m`, `2d 4h`: the two largest units."""
     left = int(seconds)
-    parts = []
+    parts: list[str] = []
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         if left >= size or (unit == "s" and not parts):
             parts.append(f"{left // size}{unit}")
