@@ -90,7 +90,7 @@ class OperationBook:
         view = await self._store.read(RUNNING)
         return [await self.get(key.removeprefix(RUNNING)) for key in view.entries]
 
-    async def list(
+    async def latest(
         self, *, limit: int = 100, after: str = "", status: OperationStatus | None = None, project: str = ""
     ) -> list[Operation]:
         """The latest first; `after` is the id of the last one of the former page."""

@@ -53,12 +53,12 @@ class Events:
         self._task = asyncio.create_task(self._write(), name="events")
 
     async def close(self) -> None:
+        """Make what was published durable, then end."""
         if self._task is not None:
-            self._waiting and self._wake.set()
-            while self._waiting and not self._task.done():
-                await asyncio.sleep(0)
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+            while self._waiting:
+                await self._write_batch()
 
     def publish(self, kind: str, subject: Subject, body: object = None, *, keep: bool = True) -> None:
         news = News(
@@ -77,18 +77,21 @@ class Events:
     async def _write(self) -> None:
         while True:
             await self._wake.wait()
-            batch = [self._numbered(news) for news in self._waiting[:BATCH]]
-            stale = [self._kept[i] for i in range(min(len(self._kept), len(self._kept) + len(batch) - KEPT))]
-            put = {Key(PREFIX + news.id): msgspec.json.encode(news) for news in batch}
-            await self._local.commit(Txn(put=put, delete=frozenset(Key(PREFIX + news.id) for news in stale)))
-            del self._waiting[: len(batch)]
+            await asyncio.shield(self._write_batch())
             if not self._waiting:
                 self._wake.clear()
-            for _ in stale:
-                self._kept.popleft()
-            for news in batch:
-                self._kept.append(news)
-                self._hand_out(news)
+
+    async def _write_batch(self) -> None:
+        batch = [self._numbered(news) for news in self._waiting[:BATCH]]
+        del self._waiting[: len(batch)]
+        stale = [self._kept[i] for i in range(min(len(self._kept), len(self._kept) + len(batch) - KEPT))]
+        put = {Key(PREFIX + news.id): msgspec.json.encode(news) for news in batch}
+        await self._local.commit(Txn(put=put, delete=frozenset(Key(PREFIX + news.id) for news in stale)))
+        for _ in stale:
+            self._kept.popleft()
+        for news in batch:
+            self._kept.append(news)
+            self._hand_out(news)
 
     def _numbered(self, news: News) -> News:
         self._sequence += 1

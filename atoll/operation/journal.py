@@ -37,6 +37,11 @@ class Journal:
             self._next[operation] = len(notes)
         return found
 
+    async def of(self, operation: OperationId) -> list[Note]:
+        """One operation's notes, oldest first."""
+        view = await read_all(self._local, Key(f"{PREFIX}{operation}/"))
+        return [msgspec.json.decode(entry.value, type=Note) for entry in view.entries.values()]
+
     async def close(self, operation: OperationId) -> None:
         """Forget an operation: it is done, or wholly taken back."""
         prefix = Key(f"{PREFIX}{operation}/")

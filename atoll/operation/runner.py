@@ -23,7 +23,7 @@ Hook = Callable[[str, str, str], None]
 with step "" at "ran", "closed". Fault injection only: the daemon's own is `nothing`."""
 
 
-def nothing(verb: str, step: str, moment: str) -> None:
+def nothing(_verb: str, _step: str, _moment: str) -> None:
     return None
 
 
@@ -244,7 +244,7 @@ class Operations:
         return value
 
     async def _finish(self, work: RunningWork, value: Any, error: AtollError | None) -> None:
-        notes = (await self.journal.all()).get(work.id, []) if error is not None else []
+        notes = await self.journal.of(work.id) if error is not None else []
         left = await self._take_back(notes)
         await self._end(work, value, error, left)
 

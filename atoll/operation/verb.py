@@ -35,7 +35,7 @@ class Work(Protocol):
     operation: Operation
 
     async def step(self, name: str, *undo: UndoStep, percent: int | None = None, text: str = "") -> None:
-        """Journal what would take the *coming* act back, then tell where we stand. `name` is in the verb's table."""
+        """Journal what would take the *coming* act back, then tell where we stand."""
 
     def tell(self, percent: int | None = None, text: str = "") -> None:
         """Progress within a step. Cheap, never stored."""

@@ -1,0 +1,99 @@
+"""What each instance verb takes: the API's request bodies with the project and name of their path."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from atoll.base.ids import Generation
+from atoll.instance.model import Autostart, Cpus, InstanceSpec, Label, Limits, Restart, Size, Text
+
+GRACE = 30.0
+"""Seconds a guest has to shut down before it is ended by force."""
+
+Grace = Annotated[float, Meta(ge=0, le=3600, description="seconds before it is ended by force")]
+
+
+class LaunchArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """`start` false: create it, leave it stopped."""
+
+    project: str
+    name: str
+    spec: InstanceSpec
+    start: bool = True
+
+
+class NamedArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """start, pause, resume."""
+
+    project: str
+    name: str
+
+
+class StopArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """stop, restart. `keep_wanted`: the host goes down, the instance is still wanted on."""
+
+    project: str
+    name: str
+    grace: float = GRACE
+    keep_wanted: bool = False
+
+
+class DeleteArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """`force`: also while it runs."""
+
+    project: str
+    name: str
+    force: bool = False
+
+
+class RenameArgs(msgspec.Struct, frozen=True, kw_only=True):
+    project: str
+    name: str
+    to: Label
+
+
+class Changes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A change of the spec: what is not given stays. Labels given are merged; an empty value removes one."""
+
+    cpus: Cpus | msgspec.UnsetType = msgspec.UNSET
+    memory: Size | msgspec.UnsetType = msgspec.UNSET
+    limits: Limits | msgspec.UnsetType = msgspec.UNSET
+    restart: Restart | msgspec.UnsetType = msgspec.UNSET
+    autostart: Autostart | msgspec.UnsetType = msgspec.UNSET
+    description: Text | msgspec.UnsetType = msgspec.UNSET
+    labels: dict[Annotated[str, Meta(max_length=63)], Annotated[str, Meta(max_length=255)]] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+
+
+class SetArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """`revision`: of the definition as the caller read it (0: whatever it is now). A stale one is a Conflict."""
+
+    project: str
+    name: str
+    changes: Changes
+    revision: int = 0
+
+
+class DiedArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """The daemon's own: start again what died, by its restart policy, unless it moved on since `generation`."""
+
+    project: str
+    name: str
+    generation: Generation
+
+
+class ExecArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """For the audit: the program, not its arguments (they may hold secrets)."""
+
+    project: str
+    name: str
+    program: str
+
+
+class PushArgs(msgspec.Struct, frozen=True, kw_only=True):
+    project: str
+    name: str
+    path: str
+    mode: int = 0o644
