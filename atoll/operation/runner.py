@@ -108,7 +108,14 @@ class Operations:
 
     async def submit(self, verb: str, args: msgspec.Struct, subject: Subject, request: Request) -> Operation:
         """Accept a change. It runs on its own; `wait` or the events tell its outcome."""
-        asked = Operation(
+        asked = self._asked(verb, args, subject, request)
+        operation = await self.book.open(asked, request.idempotency_key)
+        if operation.id == asked.id:
+            self._begin(RunningWork(self, self._verbs[verb], operation), args)
+        return operation
+
+    def _asked(self, verb: str, args: msgspec.Struct, subject: Subject, request: Request) -> Operation:
+        return Operation(
             id=OperationId(new_time_id()),
             verb=verb,
             subject=subject,
@@ -120,10 +127,6 @@ class Operations:
             created=clock.now(),
             request=msgspec.Raw(msgspec.json.encode(args)),
         )
-        operation = await self.book.open(asked, request.idempotency_key)
-        if operation.id == asked.id:
-            self._begin(RunningWork(self, self._verbs[verb], operation), args)
-        return operation
 
     async def do(self, verb: str, args: msgspec.Struct, subject: Subject, request: Request) -> Any:
         """Submit and wait: what the verb returned, or the error it ended with."""
@@ -137,6 +140,22 @@ class Operations:
         if operation.problem is not None:
             raise as_error(operation.problem)
         return value
+
+    async def record(
+        self,
+        verb: str,
+        args: msgspec.Struct,
+        subject: Subject,
+        request: Request,
+        problem: Problem | None = None,
+    ) -> Operation:
+        """Keep a change that a route carried out itself (exec, a file pushed), already ended: for the audit."""
+        asked = self._asked(verb, args, subject, request)
+        status = OperationStatus.FAILED if problem else OperationStatus.DONE
+        ended = msgspec.structs.replace(asked, status=status, finished=clock.now(), problem=problem)
+        await self.book.close(ended)
+        self._announce(f"operation.{status}", ended)
+        return ended
 
     async def wait(self, id: OperationId, timeout: float | None = None) -> Operation:
         """The operation once it ended, or as it stands at the deadline."""
