@@ -1,7 +1,8 @@
 """The one door to short-lived tools.
 
 Every program runs with a clean environment, in a session of its own, under a deadline, with bounded output.
-Nothing outlives the call: at the deadline and on cancellation the whole process group is killed and reaped.
+Nothing outlives the call: at the deadline and on cancellation the whole process group is killed and reaped, and
+the kernel kills the program if this process itself is killed.
 Programs that stay (QEMU, dnsmasq) do not come through here.
 """
 
@@ -13,7 +14,7 @@ import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import IO, NamedTuple, cast
 
 from atoll.base.errors import Broken, Lacking, Unreachable
 from atoll.base.units import MiB, show_duration, show_size
@@ -47,6 +48,7 @@ PACKAGES: dict[str, str] = {
     "qemu-system-riscv64": "qemu-system-misc",
     "qemu-system-x86_64": "qemu-system-x86",
     "resize2fs": "e2fsprogs",
+    "setpriv": "util-linux",
     "swtpm": "swtpm",
     "swtpm_setup": "swtpm-tools",
     "systemctl": "systemd",
@@ -60,9 +62,10 @@ PACKAGES: dict[str, str] = {
 
 _SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 _KEPT = ("HOME", "TMPDIR", "http_proxy", "https_proxy", "no_proxy")
-_REAP = (
-    5.0  # seconds for a killed group to go; a process in uninterruptible sleep may need longer than anyone waits
-)
+_SETPRIV = shutil.which("setpriv", path=_SYSTEM_PATH)
+_TIED = (_SETPRIV, "--pdeathsig", "KILL", "--") if _SETPRIV else ()
+"""Ends the program when we are killed. It survives exec; a preexec_fn may deadlock in a process with threads."""
+_REAP = 5.0  # seconds for a killed group to go; one in uninterruptible sleep is left to the kernel
 _DRAIN = 0.5  # seconds to the end of output once the program itself has ended
 
 
@@ -114,15 +117,18 @@ async def run(
     check: bool = True,
     ok: frozenset[int] = frozenset({0}),
     limit: int = 16 * MiB,
+    output: IO[bytes] | None = None,
 ) -> Ran:
     """Run a program to its end. `env` is added to the clean environment; `timeout` is in seconds, spawn included.
 
-    `limit` bounds stdout and stderr, each, in bytes. A child that the program leaves behind is not waited for.
+    `limit` bounds stdout and stderr, each, in bytes. With `output`, both go to that open file instead, for a caller
+    who reads along. A child that the program leaves behind is not waited for.
     Raises `Lacking` (no such program), `Broken` (an exit code outside `ok`, unless `check` is false; too much
     output; not startable) and `Unreachable` (not done in time: killed, outcome unknown). The command line is part
     of the hint and is visible to every user in `ps`: no secret belongs on it.
     """
-    command = (str(find(argv[0])), *argv[1:])
+    command = (*_TIED, str(find(argv[0])), *argv[1:])
+    into = asyncio.subprocess.PIPE if output is None else output
     loop = asyncio.get_running_loop()
     transport: asyncio.SubprocessTransport | None = None
     tool = _Tool(loop, limit)
@@ -132,8 +138,8 @@ async def run(
                 lambda: tool,
                 *command,
                 stdin=asyncio.subprocess.DEVNULL if input is None else asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
+                stdout=into,
+                stderr=into,
                 cwd=cwd,
                 env=clean_env(env),
                 start_new_session=True,
@@ -143,9 +149,8 @@ async def run(
                 _feed(transport, input)
             await tool.ended()
     except TimeoutError:
-        raise Unreachable(
-            f"{argv[0]} did not end within {show_duration(timeout)} and was killed", hint=shlex.join(argv)
-        ) from None
+        late = f"{argv[0]} did not end within {show_duration(timeout)} and was killed"
+        raise Unreachable(late + _last_lines(tool.out[2]), hint=shlex.join(argv)) from None
     except OSError as error:
         raise Broken(f"{argv[0]} could not be started: {error}", hint=shlex.join(argv)) from error
     finally:
@@ -211,5 +216,9 @@ async def _end(transport: asyncio.SubprocessTransport, tool: _Tool) -> None:
 
 def _complaint(ran: Ran) -> str:
     how = f"was ended by {signal.Signals(-ran.code).name}" if ran.code < 0 else f"failed with exit code {ran.code}"
-    said = " / ".join((ran.stderr or ran.stdout).decode(errors="replace").strip().splitlines()[-3:])
-    return f"{ran.argv[0]} {how}" + (f": {said[-500:]}" if said else "")
+    return f"{ran.argv[0]} {how}{_last_lines(ran.stderr or ran.stdout)}"
+
+
+def _last_lines(output: bytes | bytearray) -> str:
+    said = " / ".join(output.decode(errors="replace").strip().splitlines()[-3:])
+    return f": {said[-500:]}" if said else ""

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -123,6 +124,34 @@ async def test_cancellation_kills_and_is_awaited(tmp_path: Path) -> None:
         await task
     assert not known(shell)  # reaped, not a zombie
     assert await gone(child)
+
+
+async def test_the_program_ends_with_a_killed_caller(tmp_path: Path) -> None:
+    script = "import asyncio, sys; from atoll.host.run import run; asyncio.run(run(sys.argv[1:]))"
+    victim = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, "sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60"
+    )
+    child = await pid_in(tmp_path / "pid")
+    victim.kill()
+    await victim.wait()
+    assert await gone(child)
+
+
+async def test_deadline_tells_the_last_words() -> None:
+    with pytest.raises(Unreachable, match="and was killed: waiting for the lock"):
+        await run(["sh", "-c", "echo waiting for the lock >&2; exec sleep 60"], timeout=1.0)
+
+
+async def test_output_to_a_file(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w+b") as log:
+        assert await run(["sh", "-c", "echo out; echo err >&2"], output=log) == (
+            ("sh", "-c", "echo out; echo err >&2"),
+            0,
+            b"",
+            b"",
+        )
+        log.seek(0)
+        assert log.read() == b"out\nerr\n"
 
 
 async def test_endless_output_is_bounded() -> None:
