@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from atoll.base.ids import Bytes, Generation, InstanceId
-from atoll.instance.model import BootPlan, Exit, Kind, State
+from atoll.instance.model import BootPlan, Disk, Exit, Hardware, Kind, Limits, Nic, State
 
 
 class EngineTraits(msgspec.Struct, frozen=True):
@@ -20,6 +20,21 @@ class EngineTraits(msgspec.Struct, frozen=True):
     hot_memory: bool = False
     pauses: bool = False
     exec_terminal: bool = False
+
+
+class Furnish(msgspec.Struct, frozen=True, kw_only=True):
+    """What hardware an instance shall be born with. `arch`, `machine`: the image's wish where the user has none.
+
+    `disks` (the first is the root) and `nics` come with slot 0: the engine gives each its place.
+    """
+
+    arch: str
+    machine: str
+    accel: str
+    cpus: int
+    memory: Bytes
+    disks: tuple[Disk, ...]
+    nics: tuple[Nic, ...]
 
 
 class Observed(msgspec.Struct, frozen=True):
@@ -52,6 +67,12 @@ class Engine(Protocol):
         nobody looked are reported with their `exit`. Where several generations of one guest are alive the
         newest counts and older ones are ended (fenced). Called once, before anything else."""
 
+    async def furnish(self, want: Furnish) -> Hardware:
+        """Resolve hardware at an instance's birth: versioned machine type, CPU model, slots, room to grow.
+
+        Raises Invalid (what this machine type cannot have), Lacking (no such accelerator, architecture or
+        machine type on this host)."""
+
     async def start(self, plan: BootPlan) -> None:
         """Returns when the guest runs. Raises Exists (it runs), Lacking, Exhausted, Broken, Unreachable."""
 
@@ -67,6 +88,9 @@ class Engine(Protocol):
     async def resize(self, guest: InstanceId, *, cpus: int, memory: Bytes) -> None:
         """To that many CPUs and bytes while it runs. Raises Refused where this cannot be done live (the
         message says why: the change then waits for the next start), Absent, Broken."""
+
+    async def limit(self, guest: InstanceId, limits: Limits) -> None:
+        """Set its limits and shares while it runs. Without the right to (an ordinary user): Lacking."""
 
     async def forget(self, guest: InstanceId) -> None:
         """Remove what a guest that ended left on this host (run directory, cgroup, logs). Absent is success."""
