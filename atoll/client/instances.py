@@ -1,0 +1,137 @@
+"""Instances of one project."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+from atoll.client.console import Console
+from atoll.client.transport import Query, Transport, decode, path_of
+from atoll.client.wire import ExecBody, LaunchBody, Pushed, RenameBody, StopBody
+from atoll.instance.book import InstanceView
+from atoll.instance.engine import Outcome, Stats
+from atoll.instance.model import InstanceSpec, State
+from atoll.instance.verbs.args import GRACE, Changes
+from atoll.operation.model import Operation
+
+HOUR = 3600.0
+Views = list[InstanceView]
+History = list[Operation]
+
+
+class Instances:
+    """Every change returns its Operation at once; `client.operations.wait` waits for it."""
+
+    def __init__(self, transport: Transport, project: str) -> None:
+        self._transport, self._project = transport, project
+
+    def _path(self, *rest: str) -> str:
+        return path_of("projects", self._project, "instances", *rest)
+
+    async def list(self, *, labels: Mapping[str, str] | None = None, states: Sequence[State] = ()) -> Views:
+        """Those with all the `labels` in one of the `states`, by name."""
+        query: Query = {
+            "label": [f"{key}={value}" for key, value in (labels or {}).items()],
+            "state": [str(state) for state in states],
+        }
+        return await self._transport.request("GET", self._path(), Views, query=query)
+
+    async def get(self, name: str) -> InstanceView:
+        return await self._transport.request("GET", self._path(name), InstanceView)
+
+    async def launch(self, spec: InstanceSpec, *, name: str = "", start: bool = True, key: str = "") -> Operation:
+        """The operation's subject has the name, also a made-up one. `key`: an Idempotency-Key of your own."""
+        body = LaunchBody(name=name or None, start=start, spec=spec)
+        return await self._transport.change("POST", self._path(), Operation, body=body, key=key)
+
+    async def change(self, name: str, changes: Changes, *, revision: int = 0) -> Operation:
+        """`revision`: the definition's as you read it; raises Conflict where it moved since (0: whatever it is)."""
+        headers = {"If-Match": f'"{revision}"'} if revision else {}
+        return await self._transport.change("PATCH", self._path(name), Operation, body=changes, headers=headers)
+
+    async def delete(self, name: str, *, force: bool = False) -> Operation:
+        """`force`: also while it runs."""
+        query: Query = {"force": force} if force else {}
+        return await self._transport.change("DELETE", self._path(name), Operation, query=query)
+
+    async def start(self, name: str) -> Operation:
+        return await self._act(name, "start")
+
+    async def stop(self, name: str, *, grace: float = GRACE) -> Operation:
+        """By force after `grace` seconds; 0: at once."""
+        return await self._act(name, "stop", StopBody(grace=grace))
+
+    async def restart(self, name: str, *, grace: float = GRACE) -> Operation:
+        return await self._act(name, "restart", StopBody(grace=grace))
+
+    async def pause(self, name: str) -> Operation:
+        return await self._act(name, "pause")
+
+    async def resume(self, name: str) -> Operation:
+        return await self._act(name, "resume")
+
+    async def rename(self, name: str, to: str) -> Operation:
+        return await self._act(name, "rename", RenameBody(to=to))
+
+    async def _act(self, name: str, act: str, body: StopBody | RenameBody | None = None) -> Operation:
+        return await self._transport.change("POST", self._path(name, act), Operation, body=body)
+
+    async def ready(self, name: str, *, timeout: float = 120.0) -> None:
+        """Returns once its agent answers. Raises Unreachable at the deadline, Broken where the guest ends."""
+        query = {"timeout": timeout}
+        await self._transport.request(
+            "GET", self._path(name, "ready"), type(None), query=query, timeout=timeout + 15
+        )
+
+    async def execute(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        input: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> Outcome:
+        """Run a program in the guest to its end: no shell, no terminal. `timeout` in seconds; none: an hour."""
+        body = ExecBody(argv=tuple(argv), stdin=input, env=dict(env or {}), timeout=timeout)
+        path = self._path(name, "exec")
+        # never sent twice: what ran in a guest cannot be taken back
+        return await self._transport.request("POST", path, Outcome, body=body, timeout=(timeout or HOUR) + 15)
+
+    async def pull(self, name: str, path: str) -> AsyncIterator[bytes]:
+        """A file of the guest, chunk by chunk. Raises Broken where it ends early."""
+        async with self._transport.open("GET", self._path(name, "files"), query={"path": path}) as response:
+            async for chunk in response.content.iter_any():
+                yield chunk
+
+    async def push(self, name: str, path: str, data: bytes | AsyncIterator[bytes], *, mode: int = 0o644) -> Pushed:
+        """Write a file in the guest."""
+        query = {"path": path, "mode": f"{mode:o}"}
+        headers = {"Content-Type": "application/octet-stream"}
+        where = self._path(name, "files")
+        async with self._transport.open(
+            "PUT", where, query=query, data=data, headers=headers, timeout=HOUR
+        ) as reply:
+            raw = await reply.read()
+        return decode(raw, Pushed, f"PUT {where}")
+
+    async def log(self, name: str, *, limit: int = 64 << 10) -> bytes:
+        """The last `limit` bytes of the guest's serial console and its engine's log."""
+        return await self._transport.request("GET", self._path(name, "log"), bytes, query={"limit": limit})
+
+    async def stats(self, name: str) -> Stats:
+        return await self._transport.request("GET", self._path(name, "stats"), Stats)
+
+    async def addresses(self, name: str) -> dict[str, tuple[str, ...]]:
+        """By MAC: the addresses that the guest itself has."""
+        return await self._transport.request("GET", self._path(name, "addresses"), dict[str, tuple[str, ...]])
+
+    @asynccontextmanager
+    async def console(self, name: str) -> AsyncIterator[Console]:
+        """Its serial console, beginning with the last lines."""
+        async with self._transport.websocket(self._path(name, "console")) as socket:
+            yield Console(socket)
+
+    async def history(self, name: str, *, limit: int = 100) -> History:
+        """What was done to it, the latest first; also after it is gone."""
+        query: Query = {"kind": "instance", "name": name, "limit": limit}
+        path = path_of("projects", self._project, "history")
+        return await self._transport.request("GET", path, History, query=query)

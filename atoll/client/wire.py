@@ -1,0 +1,150 @@
+"""What only the wire has: request bodies, and answers that join several records. One struct for API and client."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from atoll.base.clock import Timestamp
+from atoll.base.ids import HostId
+from atoll.instance.model import InstanceSpec, Label
+from atoll.instance.verbs.args import GRACE, Grace
+from atoll.network.model import Network, Port
+from atoll.storage.model import Capacity, Pool
+
+MAX_BODY = 1 << 20
+"""Bytes of a JSON body at most."""
+MAX_WAIT = 60.0
+"""Seconds a request may wait for an operation at most: then ask again."""
+
+
+class LaunchBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`name`: one is made up where none is given. `start` false: create it, leave it stopped."""
+
+    name: Label | None = None
+    start: bool = True
+    spec: InstanceSpec
+
+
+class StopBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`grace` 0: at once."""
+
+    grace: Grace = GRACE
+
+
+class RenameBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    to: Label
+
+
+class ExecBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`argv`: the program and its arguments, no shell. `stdin`: base64. `timeout`: seconds, none: 1 hour."""
+
+    argv: Annotated[tuple[Annotated[str, Meta(pattern=r"^[^\x00]*$")], ...], Meta(min_length=1, max_length=4096)]
+    stdin: bytes = b""
+    env: dict[Annotated[str, Meta(pattern=r"^[^=\x00]+$")], Annotated[str, Meta(pattern=r"^[^\x00]*$")]] = {}
+    timeout: Annotated[float, Meta(gt=0, le=86400)] | None = None
+
+
+class BuildBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`name`: of the image; the recipe's own where none is given."""
+
+    recipe: Label
+    name: Label | None = None
+
+
+class TokenBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`days`: until it expires; none: never."""
+
+    name: Label
+    days: Annotated[int, Meta(ge=1, le=36500)] | None = None
+
+
+class Token(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be known of a token. `used`: the day (UTC) it was last used, "" if never."""
+
+    name: str
+    created: Timestamp
+    used: str = ""
+    expires: Timestamp | None = None
+
+
+class NewToken(msgspec.Struct, frozen=True, kw_only=True):
+    """`secret` is shown here and never again."""
+
+    token: Token
+    secret: str
+
+
+class Greeting(msgspec.Struct, frozen=True, kw_only=True):
+    """Where everything is. `host`: this daemon's."""
+
+    version: str
+    host: HostId
+    links: dict[str, str]
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """`ready` false: it answers, but has not yet read its records and found its guests."""
+
+    ready: bool
+
+
+class HostMemoryView(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes: what the host has, what it may promise to instances, what it has promised to those that run."""
+
+    total: int
+    promisable: int
+    promised: int
+
+
+class HostView(msgspec.Struct, frozen=True, kw_only=True):
+    """`facts`: what was found on the host without trying anything out."""
+
+    id: HostId
+    version: str
+    instances: int
+    memory: HostMemoryView
+    facts: dict[str, object]
+
+
+class NetworkView(msgspec.Struct, frozen=True, kw_only=True):
+    network: Network
+    ports: tuple[Port, ...] = ()
+
+
+class PoolView(msgspec.Struct, frozen=True, kw_only=True):
+    """`capacity`: none where this host cannot reach the pool now."""
+
+    pool: Pool
+    capacity: Capacity | None = None
+
+
+class RecipeView(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that Atoll can build itself."""
+
+    name: str
+    description: str = ""
+
+
+class Pushed(msgspec.Struct, frozen=True, kw_only=True):
+    """A file written in a guest: `size` in bytes."""
+
+    path: str
+    size: int
+    mode: int
+
+
+class ProblemDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """An error on the wire (RFC 9457, application/problem+json). `code`: Atoll's own, one per class of error.
+
+    `instance` names the failed request: `urn:atoll:request:` and its X-Request-Id.
+    """
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    hint: str = ""
+    field: str = ""
+    instance: str = ""
