@@ -1,0 +1,119 @@
+"""The one door to the packet filter: nftables' JSON (libnftables-json(5)), each call one transaction.
+
+It goes to libnftables rather than to the `nft` program: the same text, without a process each.
+"""
+
+import asyncio
+import ctypes
+import json
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from atoll.base.errors import AtollError, Broken, Lacking, Unreachable
+
+Command = dict[str, Any]
+"""One object of libnftables-json: `{"add": {"table": {...}}}`."""
+
+_LIBRARY = "libnftables.so.1"
+_JSON_OUTPUT = 1 << 4  # NFT_CTX_OUTPUT_JSON: input is read as JSON too
+_TIMEOUT = 20.0  # seconds; replacing a table waits for an RCU grace period
+_ONE_AT_A_TIME = threading.Lock()  # libnftables keeps some of its parser's state in globals
+
+
+async def apply(commands: Sequence[Command]) -> list[dict[str, Any]]:
+    """Carry out all of `commands` or none, and return what they list.
+
+    Raises Lacking (no libnftables, no right, no kernel support), Broken (refused), Unreachable (no answer in time).
+    """
+    text = json.dumps({"nftables": list(commands)}).encode()
+    try:
+        async with asyncio.timeout(_TIMEOUT):
+            code, output, complaint = await asyncio.to_thread(_run, text)
+    except TimeoutError:
+        raise Unreachable(f"the packet filter did not answer within {_TIMEOUT:.0f} s") from None
+    if code:
+        raise _translate(complaint)
+    return list(json.loads(output)["nftables"]) if output.strip() else []
+
+
+async def replace_table(family: str, name: str, contents: Sequence[Command]) -> None:
+    """Make the table anew with `contents` in one step: no packet sees it half made."""
+    table = {"family": family, "name": name}
+    # Deleting an absent table is an error; adding a present one is not.
+    await apply([{"add": {"table": table}}, {"delete": {"table": table}}, {"add": {"table": table}}, *contents])
+
+
+async def delete_table(family: str, name: str) -> None:
+    """Absent is success."""
+    table = {"family": family, "name": name}
+    await apply([{"add": {"table": table}}, {"delete": {"table": table}}])
+
+
+async def tables() -> list[tuple[str, str]]:
+    """(family, name) of each."""
+    listed = [entry["table"] for entry in await apply([{"list": {"tables": None}}]) if "table" in entry]
+    return [(table["family"], table["name"]) for table in listed]
+
+
+async def comments(family: str, table: str) -> set[str]:
+    """The comments of a table's rules; none where the table is absent."""
+    if (family, table) not in await tables():
+        return set()
+    listed = await apply([{"list": {"table": {"family": family, "name": table}}}])
+    return {entry["rule"]["comment"] for entry in listed if "comment" in entry.get("rule", ())}
+
+
+async def forward_drops() -> list[str]:
+    """The chains that drop forwarded packets by policy: an accept elsewhere does not overrule them."""
+    listed = await apply([{"list": {"chains": None}}])
+    return sorted(f"{chain['family']} {chain['table']} {chain['name']}" for chain in _dropping(listed))
+
+
+def _dropping(listed: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    chains = (entry["chain"] for entry in listed if "chain" in entry)
+    return (chain for chain in chains if chain.get("hook") == "forward" and chain.get("policy") == "drop")
+
+
+def _translate(complaint: bytes) -> AtollError:
+    text = " ".join(complaint.decode(errors="replace").split())[:500]
+    if "Operation not permitted" in text or "Permission denied" in text:
+        return Lacking("changing the packet filter needs CAP_NET_ADMIN", hint="run the daemon as root")
+    if "not supported" in text:
+        return Lacking(f"this kernel's packet filter lacks a part: {text}", hint="modprobe nf_tables nft_chain_nat")
+    return Broken(f"the packet filter refused a change: {text}", hint="nft list ruleset")
+
+
+def _load() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(_LIBRARY)
+    except OSError as error:
+        raise Lacking(f"{_LIBRARY} is missing", hint="apt-get install nftables") from error
+    library.nft_ctx_new.restype = ctypes.c_void_p
+    library.nft_ctx_new.argtypes = [ctypes.c_uint32]
+    library.nft_ctx_output_set_flags.argtypes = [ctypes.c_void_p, ctypes.c_uint]
+    library.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    for name in ("nft_ctx_free", "nft_ctx_buffer_output", "nft_ctx_buffer_error"):
+        getattr(library, name).argtypes = [ctypes.c_void_p]
+    for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
+        getattr(library, name).argtypes = [ctypes.c_void_p]
+        getattr(library, name).restype = ctypes.c_char_p
+    return library
+
+
+def _run(text: bytes) -> tuple[int, bytes, bytes]:
+    """Exit code, output and errors. A context each call: it belongs to the caller's network namespace."""
+    with _ONE_AT_A_TIME:
+        library = _load()
+        context = library.nft_ctx_new(0)
+        if not context:
+            raise Broken("libnftables gave no context")
+        try:
+            library.nft_ctx_buffer_output(context)
+            library.nft_ctx_buffer_error(context)
+            library.nft_ctx_output_set_flags(context, _JSON_OUTPUT)
+            code = library.nft_run_cmd_from_buffer(context, text)
+            output = library.nft_ctx_get_output_buffer(context)
+            return code, output or b"", library.nft_ctx_get_error_buffer(context) or b""
+        finally:
+            library.nft_ctx_free(context)
