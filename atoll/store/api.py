@@ -8,12 +8,13 @@ Guarantees: a commit is all or nothing and durable once it returns; a read sees 
 read's revision misses nothing and repeats nothing, in revision order, or raises `Compacted`.
 """
 
+import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import NewType, Protocol
 
 import msgspec
 
-from atoll.base.errors import Invalid
+from atoll.base.errors import Compacted, Invalid
 
 Key = NewType("Key", str)
 """`/` and printable ASCII segments; a prefix ends in `/` so that `web` never matches `web2`."""
@@ -27,6 +28,8 @@ MAX_OPERATIONS = 128
 """Of a transaction: expectations, puts and deletes together (etcd's default --max-txn-ops)."""
 MAX_VALUE = 64 << 10
 """Bytes of one value."""
+MAX_TXN = 1 << 20
+"""Bytes of all keys and values of a transaction (etcd refuses requests over 1.5 MiB)."""
 PAGE = 1000
 """Entries a read returns at most when not told otherwise."""
 
@@ -73,7 +76,8 @@ class Lease(Protocol):
     async def renew(self) -> None:
         """Raises Absent when the lease was lost: the keys are gone, whoever held them must stop."""
 
-    async def revoke(self) -> None: ...
+    async def revoke(self) -> None:
+        """Deletes its keys; of a lost lease too."""
 
 
 class Store(Protocol):
@@ -96,11 +100,15 @@ class Store(Protocol):
         """
 
     def watch(self, prefix: Key, since: Revision) -> AsyncIterator[Event]:
-        """Changes below `prefix` after revision `since`, without end. Raises Compacted."""
+        """Changes below `prefix` after revision `since`, without end. Raises Compacted.
+
+        The events of one revision come with no other task in between.
+        """
 
     async def lease(self, ttl: float) -> Lease: ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """What waits on the store, a watch too, and every later call raises Refused."""
 
 
 def check(txn: Txn) -> None:
@@ -113,15 +121,25 @@ def check(txn: Txn) -> None:
     for key, value in txn.put.items():
         if len(value) > MAX_VALUE:
             raise Invalid(f"{key} would hold {len(value)} bytes, over the limit of {MAX_VALUE}")
-    for key in (*txn.expect, *txn.put, *txn.delete):
+    keys = (*txn.expect, *txn.put, *txn.delete)
+    if (size := sum(map(len, keys)) + sum(map(len, txn.put.values()))) > MAX_TXN:
+        raise Invalid(f"a transaction of {size} bytes is over the limit of {MAX_TXN}")
+    for key in keys:
         if not key.startswith("/") or key.endswith("/") or not key.isascii() or not key.isprintable():
             raise Invalid(f"{key!r} is not a key")
 
 
 async def read_all(store: Store, prefix: Key) -> View:
     """Every page of a prefix as one view at one revision; begins anew should the store compact on the way."""
-    first = await store.read(prefix)
-    entries, view = dict(first.entries), first
+    for _ in range(9):
+        with contextlib.suppress(Compacted):
+            return await _read_pages(store, prefix)
+    return await _read_pages(store, prefix)
+
+
+async def _read_pages(store: Store, prefix: Key) -> View:
+    first = view = await store.read(prefix)
+    entries = dict(first.entries)
     while view.more:
         last = next(reversed(entries))
         view = await store.read(prefix, after=last, at=first.revision)
