@@ -1,8 +1,41 @@
-"""The typed client of Atoll's API."""
+"""The typed client of Atoll's API, and the structs it takes and returns."""
 
 from atoll.client.client import Client
 from atoll.client.console import Console
 from atoll.client.endpoint import Endpoint
 from atoll.client.problems import NotRunning
+from atoll.client.wire import HostView, NetworkView, NewToken, PoolView, Pushed, RecipeView, Token
+from atoll.image.model import Image
+from atoll.instance.book import InstanceView
+from atoll.instance.engine import Outcome, Stats
+from atoll.instance.model import InstanceSpec, NicSpec, State
+from atoll.instance.verbs.args import Changes
+from atoll.operation.model import News, Operation, OperationStatus, Progress
+from atoll.storage.model import Volume
 
-__all__ = ["Client", "Console", "Endpoint", "NotRunning"]
+__all__ = [
+    "Changes",
+    "Client",
+    "Console",
+    "Endpoint",
+    "HostView",
+    "Image",
+    "InstanceSpec",
+    "InstanceView",
+    "NetworkView",
+    "NewToken",
+    "News",
+    "NicSpec",
+    "NotRunning",
+    "Operation",
+    "OperationStatus",
+    "Outcome",
+    "PoolView",
+    "Progress",
+    "Pushed",
+    "RecipeView",
+    "State",
+    "Stats",
+    "Token",
+    "Volume",
+]
