@@ -1,0 +1,1 @@
+"""What this host can do, found out rather than believed: acceleration, facts, and the parts that are missing."""
