@@ -108,7 +108,7 @@ class Store(Protocol):
     async def lease(self, ttl: float) -> Lease: ...
 
     async def close(self) -> None:
-        """What waits on the store, a watch too, and every later call raises Refused."""
+        """Every later call, and each watch, raises Refused."""
 
 
 def check(txn: Txn) -> None:

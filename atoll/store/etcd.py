@@ -117,6 +117,7 @@ class EtcdStore:
                             yield event
                         since, pause = events[-1].revision, 0.1
             except Unreachable:
+                self._check_open()
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, 3.0)
 
@@ -260,7 +261,7 @@ class EtcdStore:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._closed and task is not None and not task.cancelling():
-                raise rules.closed() from None  # the channel's end cancels its calls
+                raise Unreachable("the store was closed before etcd answered") from None
             raise
 
 

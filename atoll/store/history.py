@@ -12,7 +12,7 @@ from atoll.store.rules import Change
 FIRST = Revision(1)
 """The revision of a store in which nothing was changed yet."""
 MAX_CHANGES = 8192
-MAX_BYTES = 16 << 20
+MAX_BYTES = 8 << 20
 
 
 class History:

@@ -1,13 +1,14 @@
 """The mirror over every driver of the store."""
 
 import asyncio
-import contextlib
 import time
+from collections.abc import AsyncIterator
+from typing import cast
 
 import pytest
 
 from atoll.base.errors import Refused
-from atoll.store.api import Entry, Key, Txn
+from atoll.store.api import Entry, Event, Key, Revision, Store, Txn
 from atoll.store.mirror import GRACE, Mirror
 from tests.contract.conftest import Compactable
 
@@ -48,24 +49,32 @@ async def test_catches_up_with_a_revision_that_changed_nothing_below_it(store: C
         assert mirror.revision >= revision
 
 
+class Late:
+    """A store whose watches begin only when they may."""
+
+    def __init__(self, store: Compactable) -> None:
+        self.read = store.read
+        self._store = store
+        self.may = asyncio.Event()
+
+    async def watch(self, prefix: Key, since: Revision) -> AsyncIterator[Event]:
+        await self.may.wait()
+        async for event in self._store.watch(prefix, since):
+            yield event
+
+
 async def test_goes_on_after_compaction(store: Compactable) -> None:
-    """Made behind by a loop it shares: the changes are compacted before its watch begins."""
     await store.commit(Txn(put={A: b"1", B: b"1"}))
-    mirror = Mirror(store, WEB, number)
-    await mirror.start()
-    assert mirror._task is not None
-    mirror._task.cancel()  # its watch, as if it were late
-    with contextlib.suppress(asyncio.CancelledError):
-        await mirror._task
-    await store.commit(Txn(put={A: b"2"}, delete=frozenset({B})))
-    last = await store.commit(Txn(put={A: b"3", C: b"3"}))
-    await store.compact()
-    mirror._task = asyncio.create_task(mirror._follow())
-    await mirror.caught_up(last)
-    assert list(mirror.values()) == [3, 3]
-    await mirror.caught_up(await store.commit(Txn(put={B: b"4"})))
-    assert list(mirror.values()) == [3, 4, 3]
-    await mirror.close()
+    late = Late(store)
+    async with Mirror(cast(Store, late), WEB, number) as mirror:
+        await store.commit(Txn(put={A: b"2"}, delete=frozenset({B})))
+        last = await store.commit(Txn(put={A: b"3", C: b"3"}))
+        await store.compact()
+        late.may.set()
+        await mirror.caught_up(last)
+        assert list(mirror.values()) == [3, 3]
+        await mirror.caught_up(await store.commit(Txn(put={B: b"4"})))
+        assert list(mirror.values()) == [3, 4, 3]
 
 
 async def test_is_never_seen_halfway_through_a_transaction(store: Compactable) -> None:
@@ -134,13 +143,16 @@ async def test_what_it_cannot_decode_it_does_not_hide(store: Compactable) -> Non
             mirror.get(A)
 
 
+async def listing(mirror: Mirror[int]) -> None:
+    while True:
+        mirror.values()
+        await asyncio.sleep(0.01)
+
+
 async def test_does_not_outlive_itself_or_its_store(store: Compactable) -> None:
     async with Mirror(store, WEB, number) as mirror:
         await store.close()
-        async with asyncio.timeout(10):
-            with pytest.raises(Refused):
-                while True:
-                    mirror.values()
-                    await asyncio.sleep(0.01)
+        with pytest.raises(Refused):
+            await asyncio.wait_for(listing(mirror), 10)
     with pytest.raises(Refused):
         mirror.get(A)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import random
 import time
 from collections.abc import AsyncIterator, Coroutine
 
@@ -293,6 +294,29 @@ async def test_pages_at_a_revision_are_one_picture(store: Compactable) -> None:
     }
 
 
+@pytest.mark.parametrize("seed", range(5))
+async def test_every_revision_reads_as_it_was(store: Compactable, seed: int) -> None:
+    """Random changes, then random pages of random revisions, against plain dictionaries."""
+    dice = random.Random(seed)
+    keys = [Key(f"/web/{n:02}") for n in range(30)]
+    entries: dict[Key, Entry] = {}
+    pictures: dict[Revision, dict[Key, Entry]] = {}
+    for n in range(60):
+        put, dead = dice.sample(keys, dice.randint(0, 4)), frozenset(dice.sample(keys, dice.randint(0, 3)))
+        txn = Txn(put={key: b"%d" % n for key in put if key not in dead}, delete=dead)
+        revision = await store.commit(txn)
+        entries = {key: entry for key, entry in entries.items() if key not in dead}
+        entries |= {key: Entry(value, revision) for key, value in txn.put.items()}
+        pictures[revision] = entries
+    for at, picture in dice.sample(sorted(pictures.items()), 20):
+        limit, after, seen = dice.randint(1, 12), None, dict[Key, Entry]()
+        while (page := await store.read(WEB, after=after, limit=limit, at=at)).more:
+            assert len(page.entries) == limit
+            seen.update(page.entries)
+            after = max(seen)
+        assert {**seen, **page.entries} == picture
+
+
 async def test_pages_at_a_compacted_revision(store: Compactable) -> None:
     await store.commit(Txn(put={A: b"", B: b""}))
     first = await store.read(WEB, limit=1)
@@ -433,7 +457,7 @@ async def test_a_slow_watch_misses_nothing_or_hears_of_it(store: Compactable) ->
 async def test_a_slow_watch_hinders_nobody(store: Compactable) -> None:
     since = await now(store)
     slow, quick = store.watch(WEB, since), store.watch(WEB, since)
-    made = [await put(store, A, b"x" * 50_000) for _ in range(100)]
+    made = [await put(store, A, b"x" * 25_000) for _ in range(100)]
     assert [event.revision for event in await take(quick, 100)] == made
     assert [event.revision for event in await take(slow, 100)] == made
 
