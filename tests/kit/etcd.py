@@ -27,7 +27,7 @@ class Etcd:
         """Until it answers. Also after `kill`, with the same data and ports."""
         program = shutil.which("etcd")
         if program is None:
-            raise Lacking("these tests need a real etcd", hint="apt-get install etcd-server")
+            raise Lacking("these tests need a real etcd: apt-get install etcd-server")
         client, peer = f"http://{self.endpoint}", f"http://127.0.0.1:{self._peer}"
         with (self.directory / "etcd.log").open("ab") as log:
             self._process = subprocess.Popen(
