@@ -1,0 +1,1 @@
+"""Images that are built on this host from a distribution's packages."""
