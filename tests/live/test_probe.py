@@ -2,13 +2,13 @@
 
 import asyncio
 import os
-import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from atoll.host.debs import Wanted, obtain, unpack
 from atoll.host.probe.accel import boot, device_trouble
 from atoll.host.probe.facts import facts
 from atoll.host.probe.parts import parts
@@ -21,17 +21,15 @@ PATIENCE = 180.0
 
 @pytest.fixture(scope="session")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Debian's cloud kernel, downloaded as a package and unpacked, not installed."""
+    """Debian's cloud kernel, from its package, which is downloaded and not installed."""
     place = tmp_path_factory.mktemp("kernel")
-    place.chmod(0o755)
-    told = subprocess.run(["apt-cache", "depends", "linux-image-cloud-amd64"], capture_output=True, check=True)
-    package = next(line.split()[1] for line in told.stdout.decode().splitlines() if "Depends:" in line)
-    subprocess.run(["apt-get", "download", "-qq", package], cwd=place, check=True, capture_output=True)
-    subprocess.run(["dpkg-deb", "-x", str(next(place.glob("*.deb"))), "root"], cwd=place, check=True)
-    kept = place / "vmlinuz"
-    shutil.copyfile(next((place / "root" / "boot").glob("vmlinuz-*")), kept)
-    shutil.rmtree(place / "root")
-    return kept
+    wanted = Wanted(("linux-image-cloud-amd64",), assumed=("kmod", "linux-base", "initramfs-tools"))
+    for deb in asyncio.run(obtain(wanted, place)).values():
+        for member, content in unpack(deb):
+            if content is not None and "/boot/vmlinuz-" in member.name:
+                (place / "vmlinuz").write_bytes(content.read())
+                return place / "vmlinuz"
+    raise AssertionError("no kernel in the package")
 
 
 def guests() -> list[str]:
@@ -66,10 +64,8 @@ async def test_the_verdict_is_proven_by_a_boot(kernel: Path, tmp_path: Path) -> 
     if trouble is not None:
         assert (verdict.kind, verdict.reason, verdict.probed) == ("tcg", trouble[0], False)
         return
-    alone = await boot("kvm", kernel)
-    assert verdict.kind == ("kvm" if alone.good else "tcg")
     assert verdict.probed
-    assert "reached user space" in verdict.reason or "the same kernel boots under TCG" in verdict.reason
+    assert ("a guest kernel reached user space" if verdict.kind == "kvm" else "under TCG in") in verdict.reason
     assert AccelProbe(tmp_path / "accel.json", lambda: [kernel]).current() == verdict
 
 

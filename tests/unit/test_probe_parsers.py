@@ -1,9 +1,13 @@
 """What the kernel and QEMU print, on several kinds of host, and what is made of it."""
 
+from pathlib import Path
+
+import pytest
+
 from atoll.host.probe.cgroups import describe, parse_mountinfo
 from atoll.host.probe.cpu import parse_cpuinfo
 from atoll.host.probe.facts import CAPABILITIES, first_version, parse_meminfo, parse_rights, pretty_name
-from atoll.host.probe.qemu import Machine, Qemu, parse_machines, parse_version
+from atoll.host.probe.qemu import Machine, Qemu, binaries, parse_machines, parse_version
 
 # One thread of each is kept from the machines' real texts; flags that say nothing here are left out.
 INTEL_SERVER = """\
@@ -159,6 +163,20 @@ def test_machine_types() -> None:
     assert qemu.versioned("q35") == "pc-q35-10.0"
     assert qemu.versioned("microvm") == "microvm"
     assert parse_machines("") == ()
+
+
+def test_emulators_are_found_past_a_path_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("qemu-system-x86_64", "qemu-system-aarch64", "qemu-system-x86_64-spice", "qemu-img"):
+        (tmp_path / name).touch(0o755)
+    (tmp_path / "file").touch()
+    (tmp_path / "qemu-system-riscv64").touch(0o644)
+    monkeypatch.setenv("PATH", f"{tmp_path}/file:{tmp_path}/absent:{tmp_path}")
+    assert binaries() == {
+        "aarch64": f"{tmp_path}/qemu-system-aarch64",
+        "x86_64": f"{tmp_path}/qemu-system-x86_64",
+    }
 
 
 def test_versions() -> None:

@@ -69,6 +69,10 @@ def _kernel(option: str) -> str:
     return f"a kernel with {option}, as Debian's linux-image-amd64 has"
 
 
+def _controller(option: str) -> str:
+    return f"{_kernel(option)}; and the right to make cgroups (root, or Delegate=yes in systemd)"
+
+
 _RELOAD = "set it in /etc/sysctl.d and run sysctl --system"
 
 PARTS: tuple[Part, ...] = (
@@ -94,7 +98,7 @@ PARTS: tuple[Part, ...] = (
         "machine",
         Node("/dev/vhost-vsock", ("vhost_vsock",)),
         "agents are reached over virtio-serial only",
-        _kernel("CONFIG_VHOST_VSOCK"),
+        _kernel("CONFIG_VHOST_VSOCK") + "; and the right to open the device",
     ),
     Part(
         "bridge",
@@ -122,7 +126,7 @@ PARTS: tuple[Part, ...] = (
         "network",
         Node("/dev/vhost-net", ("vhost_net",)),
         "packets pass through QEMU: less throughput",
-        _kernel("CONFIG_VHOST_NET"),
+        _kernel("CONFIG_VHOST_NET") + "; and the right to open the device",
     ),
     Part(
         "veth",
@@ -259,10 +263,10 @@ PARTS: tuple[Part, ...] = (
         "no btrfs pools",
         _kernel("CONFIG_BTRFS_FS"),
     ),
-    Part("cgroup memory", "limits", Controller("memory"), "no memory limit on guests", _kernel("CONFIG_MEMCG")),
-    Part("cgroup cpu", "limits", Controller("cpu"), "no CPU limit or shares", _kernel("CONFIG_CGROUP_SCHED")),
-    Part("cgroup io", "limits", Controller("io"), "no disk shares", _kernel("CONFIG_BLK_CGROUP")),
-    Part("cgroup pids", "limits", Controller("pids"), "no limit on processes", _kernel("CONFIG_CGROUP_PIDS")),
+    Part("cgroup memory", "limits", Controller("memory"), "no memory limit on guests", _controller("CONFIG_MEMCG")),
+    Part("cgroup cpu", "limits", Controller("cpu"), "no CPU limit or shares", _controller("CONFIG_CGROUP_SCHED")),
+    Part("cgroup io", "limits", Controller("io"), "no disk shares", _controller("CONFIG_BLK_CGROUP")),
+    Part("cgroup pids", "limits", Controller("pids"), "no limit on processes", _controller("CONFIG_CGROUP_PIDS")),
     Part(
         "user namespaces",
         "container",

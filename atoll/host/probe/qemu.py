@@ -1,8 +1,8 @@
 """Which QEMU this host has, and its machine types."""
 
+import contextlib
 import os
 import re
-from pathlib import Path
 
 import msgspec
 
@@ -65,9 +65,11 @@ def binaries() -> dict[str, str]:
     """Architecture -> path of its system emulator, the first on the search path."""
     found: dict[str, str] = {}
     for directory in search_path().split(os.pathsep):
-        for path in sorted(Path(directory).glob("qemu-system-*")):
-            if (match := _BINARY.match(path.name)) and os.access(path, os.X_OK):
-                found.setdefault(match.group(1), str(path))
+        with contextlib.suppress(OSError):  # PATH may name what is not there or may not be read
+            for name in sorted(os.listdir(directory)):
+                path = os.path.join(directory, name)
+                if (match := _BINARY.match(name)) and os.access(path, os.X_OK):
+                    found.setdefault(match.group(1), path)
     return found
 
 
