@@ -1,0 +1,244 @@
+"""Inside an instance: programs, files, console, log, statistics, addresses. The engine does it; nothing is stored
+but the audit of what changed something."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Annotated, Any, cast
+
+import msgspec
+from litestar import WebSocket
+from litestar.exceptions import WebSocketDisconnect
+from litestar.handlers import WebsocketRouteHandler
+from msgspec import Meta
+
+from atoll.api.access import guard
+from atoll.api.errors import TooLarge, status_of
+from atoll.api.route import (
+    BYTES,
+    Call,
+    Empty,
+    Reply,
+    Routes,
+    answer,
+    check_path,
+    nothing,
+    raw,
+    read_query,
+    streamed,
+)
+from atoll.api.services import Services
+from atoll.base.errors import AtollError, Refused
+from atoll.base.ids import InstanceId
+from atoll.client.wire import ExecBody, Pushed
+from atoll.instance.book import InstanceView
+from atoll.instance.engine import Consoles, Engine, Executes, Measures, Outcome, Stats, Stream
+from atoll.instance.verbs.args import ExecArgs, PushArgs
+from atoll.operation.model import Subject
+from atoll.operation.runner import as_problem
+
+routes = Routes()
+ONE = "/projects/{project}/instances/{name}"
+CONSOLE = ONE + "/console"
+HOUR = 3600.0
+FilePath = Annotated[
+    str, Meta(pattern="^/[^\\x00]*$", max_length=4096, description="an absolute path in the guest")
+]
+
+
+class PullQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    path: FilePath
+
+
+class PushQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`mode`: octal, as chmod takes it."""
+
+    path: FilePath
+    mode: Annotated[str, Meta(pattern="^[0-7]{1,4}$")] = "644"
+
+
+class LogQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`limit`: the last so many bytes."""
+
+    limit: Annotated[int, Meta(ge=1, le=1 << 20)] = 64 << 10
+
+
+class ReadyQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`timeout`: seconds."""
+
+    timeout: Annotated[float, Meta(ge=0, le=HOUR)] = 120.0
+
+
+async def engine_of(services: Services, names: dict[str, str]) -> tuple[Engine | None, InstanceView]:
+    """The instance and the engine that runs it here. Raises Absent."""
+    view = await services.instances.get(names["project"], names["name"])
+    return services.engines.get(view.instance.spec.kind), view
+
+
+def lacks(view: InstanceView, what: str) -> Refused:
+    return Refused(f"{view.name} is a {view.instance.spec.kind}, which has no {what} here")
+
+
+async def agent(call: Call) -> tuple[Executes, InstanceId]:
+    """What reaches into the guest, and the guest's id. Raises Absent, Refused."""
+    engine, view = await engine_of(call.services, call.names)
+    if not isinstance(engine, Executes):
+        raise lacks(view, "agent")
+    return engine, view.id
+
+
+async def consoles(services: Services, names: dict[str, str]) -> tuple[Consoles, InstanceId]:
+    engine, view = await engine_of(services, names)
+    if not isinstance(engine, Consoles):
+        raise lacks(view, "console")
+    return engine, view.id
+
+
+@routes.add("POST", ONE + "/exec", action="instance.exec", answer=Outcome)
+async def execute(call: Call, body: ExecBody) -> Reply:
+    """Run a program in the guest to its end. The audit keeps the program's name, not its arguments."""
+    engine, guest = await agent(call)
+    args = ExecArgs(project=call.project, name=call.name, program=body.argv[0])
+    try:
+        outcome = await engine.execute(
+            guest, body.argv, input=body.stdin, env=body.env, timeout=body.timeout or HOUR
+        )
+    except AtollError as error:
+        await _record(call, "instance.exec", args, guest, error)
+        raise
+    await _record(call, "instance.exec", args, guest)
+    return answer(outcome)
+
+
+@routes.add("GET", ONE + "/files", action="instance.pull", answer=bytes, media=BYTES)
+async def pull(call: Call, query: PullQuery) -> Reply:
+    """A file of the guest. A connection that breaks before the end says that it could not be read whole."""
+    engine, guest = await agent(call)
+    chunks = aiter(engine.pull(guest, query.path))
+    first = await anext(chunks, b"")  # what it refuses, it refuses before the answer begins
+
+    async def whole() -> AsyncIterator[bytes]:
+        yield first
+        async for chunk in chunks:
+            yield chunk
+
+    return streamed(whole())
+
+
+@routes.add("PUT", ONE + "/files", action="instance.push", answer=Pushed, takes=BYTES)
+async def push(call: Call, query: PushQuery) -> Reply:
+    """Write the body to a file in the guest."""
+    engine, guest = await agent(call)
+    mode = int(query.mode, 8)
+    args = PushArgs(project=call.project, name=call.name, path=query.path, mode=mode)
+    try:
+        size = await engine.push(guest, query.path, _bounded(call), mode=mode)
+    except AtollError as error:
+        await _record(call, "instance.push", args, guest, error)
+        raise
+    await _record(call, "instance.push", args, guest)
+    return answer(Pushed(path=query.path, size=size, mode=mode))
+
+
+async def _bounded(call: Call) -> AsyncIterator[bytes]:
+    limit, seen = call.services.limits.file, 0
+    async for chunk in call.request.stream():
+        seen += len(chunk)
+        if seen > limit:
+            raise TooLarge(
+                f"the file is larger than {limit} bytes", hint="limits.file in the daemon's configuration"
+            )
+        if chunk:
+            yield chunk
+
+
+async def _record(
+    call: Call, verb: str, args: msgspec.Struct, guest: InstanceId, error: AtollError | None = None
+) -> None:
+    subject = Subject("instance", call.project, call.name, guest)
+    problem = as_problem(error) if error else None
+    await call.services.operations.record(verb, args, subject, call.by, problem=problem)
+
+
+@routes.add("GET", ONE + "/log", action="instance.log", answer=bytes, media=BYTES)
+async def log(call: Call, query: LogQuery) -> Reply:
+    """The last bytes of the guest's serial console and its engine's log."""
+    engine, guest = await consoles(call.services, call.names)
+    return raw(await engine.log(guest, limit=query.limit), media_type=BYTES)
+
+
+@routes.add("GET", ONE + "/stats", action="instance.stats", answer=Stats)
+async def stats(call: Call) -> Reply:
+    """Counters since the guest's start."""
+    engine, view = await engine_of(call.services, call.names)
+    if not isinstance(engine, Measures):
+        raise lacks(view, "statistics")
+    return answer(await engine.stats(view.id))
+
+
+@routes.add("GET", ONE + "/addresses", action="instance.addresses", answer=dict[str, tuple[str, ...]])
+async def addresses(call: Call) -> Reply:
+    """The addresses that the guest itself has, by MAC."""
+    engine, guest = await agent(call)
+    return answer(await engine.addresses(guest))
+
+
+@routes.add("GET", ONE + "/ready", action="instance.ready", answer=None, status=204)
+async def ready(call: Call, query: ReadyQuery) -> Reply:
+    """Answers once the guest's agent does."""
+    engine, guest = await agent(call)
+    await engine.ready(guest, timeout=query.timeout)
+    return nothing()
+
+
+def console_handler(services: Services) -> WebsocketRouteHandler:
+    """The serial console: binary frames both ways. An error closes it with 4000 + HTTP status."""
+
+    async def console(socket: WebSocket) -> None:  # type: ignore[type-arg]
+        await socket.accept()
+        stream: Stream | None = None
+        code, reason = 1000, "the guest's console ended"
+        try:
+            check_path(socket.path_params)
+            read_query(socket.scope["query_string"], Empty)
+            engine, guest = await consoles(services, socket.path_params)
+            stream = await engine.console(guest)
+            await _both_ways(socket, stream)
+        except AtollError as error:
+            code, reason = 4000 + status_of(error), f"{error.code}: {error.message}"
+        except WebSocketDisconnect:
+            return
+        finally:
+            if stream is not None:
+                await stream.close()
+        with suppress(WebSocketDisconnect, RuntimeError):  # it may have gone meanwhile
+            await socket.close(code=code, reason=reason.encode()[:120].decode(errors="ignore"))
+
+    path = "/v1" + CONSOLE.replace("{project}", "{project:str}").replace("{name}", "{name:str}")
+    return WebsocketRouteHandler(path, guards=[guard], opt={"action": "instance.console"})(console)
+
+
+async def _both_ways(socket: "WebSocket[Any, Any, Any]", stream: Stream) -> None:
+    """Until either side ends. Raises what ended it."""
+
+    async def outward() -> None:
+        while data := await stream.read():
+            await socket.send_bytes(data)
+
+    async def inward() -> None:
+        while True:
+            message = await socket.receive()
+            if message["type"] == "websocket.disconnect":
+                raise WebSocketDisconnect(detail="", code=1000)
+            data = message.get("bytes") or str(message.get("text") or "").encode()
+            await stream.write(cast(bytes, data))
+
+    tasks = [asyncio.ensure_future(outward()), asyncio.ensure_future(inward())]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,30 @@
+"""What each image verb takes: the API's request bodies with the project and name of their path."""
+
+import msgspec
+
+
+class BuildArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """Build `recipe` under `name`."""
+
+    project: str
+    name: str
+    recipe: str
+
+
+class ImageArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """delete."""
+
+    project: str
+    name: str
+
+
+class RenameImageArgs(msgspec.Struct, frozen=True, kw_only=True):
+    project: str
+    name: str
+    to: str
+
+
+class PruneArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """Remove what no name and no instance uses."""
+
+    project: str
