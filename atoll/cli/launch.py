@@ -1,0 +1,199 @@
+"""`atoll launch`."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from atoll.base.errors import Absent, AtollError, Invalid, Unreachable
+from atoll.base.names import did_you_mean
+from atoll.base.units import parse_duration
+from atoll.cli import keys, output
+from atoll.cli.commands import command
+from atoll.cli.completing import launchable, networks
+from atoll.cli.context import run
+from atoll.cli.errors import plain
+from atoll.cli.listing import planned
+from atoll.cli.progress import Waiting
+from atoll.cli.settings import Settings
+
+if TYPE_CHECKING:
+    from atoll.client import Client, InstanceSpec, InstanceView
+
+ELSEWHERE = {
+    "image": "it is the first argument: atoll launch IMAGE",
+    "name": "it is the second argument: atoll launch IMAGE NAME",
+    "power": "leave it off with --no-start",
+    "nics": "give --network once for each NIC",
+    "network": "give --network once for each NIC",
+}
+ALIASES = {"disk": "root.size", "pool": "root.pool", "network": "nics"}
+
+
+@command(
+    "launch",
+    examples=[
+        "atoll launch tiny",
+        "atoll launch tiny web -c 2 -m 1GiB --disk 10GiB",
+        "atoll launch tiny db --set restart=always --set labels.role=db --set limits.cpu=1.5",
+        "atoll launch tiny probe --machine microvm --no-wait",
+    ],
+)
+@click.argument("image", shell_complete=launchable)
+@click.argument("name", required=False, default="")
+@click.option("-c", "--cpus", metavar="N", help="Virtual CPUs (1).")
+@click.option("-m", "--memory", metavar="SIZE", help="Memory (512MiB).")
+@click.option("--disk", metavar="SIZE", help="Size of its disk (as the image's).")
+@click.option(
+    "--network", "nets", multiple=True, metavar="N", shell_complete=networks, help="Network of a NIC. Repeatable."
+)
+@click.option("--set", "pairs", multiple=True, metavar="K=V", help="Any other setting, see below. Repeatable.")
+@click.option("--machine", metavar="TYPE", help="auto, q35, pc or microvm.")
+@click.option("--accel", metavar="KIND", help="auto, kvm or tcg.")
+@click.option("--forkable", is_flag=True, help="Keep its memory so that it can be cloned while it runs.")
+@click.option("--no-start", is_flag=True, help="Create it, leave it stopped.")
+@click.option("--no-wait", is_flag=True, help="Return once the daemon has accepted; prints the operation.")
+@click.option(
+    "--ready-timeout", default="5m", show_default=True, metavar="TIME", help="How long its agent may take."
+)
+@click.pass_context
+def launch(ctx: click.Context, /, image: str, name: str, **options: Any) -> None:
+    """Create an instance from IMAGE and start it. Without NAME it gets one.
+
+    Returns once the agent in it answers. An IMAGE that is not there but can be built (`atoll image recipes`) is
+    built first. Ctrl-C takes back what was begun.
+
+    Settings for --set are the keys of `atoll show NAME -o json` under instance.spec, with dots: restart=no,
+    on-failure or always; limits.cpu=1.5; limits.cpu_weight=200; autostart.order=5; autostart.delay=10s;
+    root.pool=fast; labels.role=web; description="a web server".
+    """
+    settings = ctx.ensure_object(Settings)
+    spec = spec_of(image, options)
+    patience = parse_duration(options["ready_timeout"], field="--ready-timeout")
+    start, wait = not options["no_start"], not options["no_wait"]
+    view = run(settings, lambda client: _launch(client, settings, spec, name, start, wait, patience))
+    if view is not None:
+        output.emit(settings, view, lambda: None)
+
+
+def spec_of(image: str, options: dict[str, Any]) -> "InstanceSpec":
+    """What the options and `--set` ask for. Raises Invalid."""
+    from atoll.client import InstanceSpec
+
+    pairs = [
+        f"{key}={options[option]}"
+        for option, key in (
+            ("cpus", "cpus"),
+            ("memory", "memory"),
+            ("disk", "root.size"),
+            ("machine", "machine"),
+            ("accel", "accel"),
+        )
+        if options[option] is not None
+    ]
+    wanted = keys.parse([*pairs, *options["pairs"]], InstanceSpec, aliases=ALIASES, elsewhere=ELSEWHERE)
+    if options["nets"]:
+        wanted["nics"] = [{"network": net} for net in options["nets"]]
+    if options["forkable"]:
+        wanted["forkable"] = True
+    try:
+        return msgspec.convert({**wanted, "image": image}, InstanceSpec)
+    except msgspec.ValidationError as error:
+        text, _, where = str(error).partition(" - at `$.")
+        raise Invalid(text.replace("`", ""), field=where.rstrip("`"), hint="atoll launch --help") from error
+
+
+async def _launch(
+    client: "Client",
+    settings: Settings,
+    spec: "InstanceSpec",
+    name: str,
+    start: bool,
+    wait: bool,
+    patience: float,
+) -> "InstanceView | None":
+    async with Waiting(client, settings) as waiting:
+        await ensure_image(client, waiting, spec.image)
+        operation = await client.instances.launch(spec, name=name, start=start)
+        name = operation.subject.name
+        if not wait:
+            output.emit(settings, operation, lambda: click.echo(_accepted(settings, name, operation.id)))
+            return None
+        await waiting.wait(operation, f"launching {name}")
+        view = await client.instances.get(name)
+        if start and view.status.state == "running" and await _has_agent(client, view):
+            waiting.say(f"{name} runs, waiting for its agent")
+            view = await _until_ready(client, view, patience)
+    if settings.output == "table":
+        click.echo(plain(name if settings.quiet else await _summary(client, view)))
+    return view
+
+
+def _accepted(settings: Settings, name: str, id: str) -> str:
+    return name if settings.quiet else f"launching {name}; to wait for it: atoll operation wait {id}"
+
+
+async def ensure_image(client: "Client", waiting: Waiting, name: str) -> None:
+    """Build the image where it is not there and there is a recipe for it. Raises Absent with what may be meant.
+
+    Somebody else may build it at the same time: what counts is that it is there afterwards.
+    """
+    if name.startswith("sha256:"):
+        return
+    try:
+        await client.images.get(name)
+    except Absent as absent:
+        recipes = [recipe.name for recipe in await client.images.recipes()]
+        if name not in recipes:
+            known = {image.name for image in await client.images.list()} | set(recipes)
+            hint = did_you_mean(name, sorted(known)) or "see atoll image list and atoll image recipes"
+            raise Absent(absent.message, hint=hint, field="image") from absent
+        waiting.print(f"image {name} is not there yet: building it")
+        try:
+            await waiting.wait(await client.images.build(name), f"building {name}")
+        except AtollError as error:
+            try:
+                await client.images.get(name)
+            except Absent:
+                raise error from None
+
+
+async def _has_agent(client: "Client", view: "InstanceView") -> bool:
+    """Whether its image has an agent to wait for; taken for granted where the image has no name any more."""
+    try:
+        image = await client.images.get(view.instance.spec.image)
+    except AtollError:
+        return True
+    return image.digest != view.instance.image or image.manifest.agent
+
+
+async def _until_ready(client: "Client", view: "InstanceView", patience: float) -> "InstanceView":
+    try:
+        await client.instances.ready(view.name, timeout=patience)
+    except Unreachable as error:
+        raise Unreachable(
+            f"{view.name} runs, but its agent has not answered within {patience:g} s",
+            hint=f"see atoll log {view.name} or atoll console {view.name}",
+        ) from error
+    return await client.instances.get(view.name)
+
+
+async def _summary(client: "Client", view: "InstanceView") -> str:
+    """`web is running at 10.64.0.2, name web.atoll`."""
+    where = ", ".join(planned(view))
+    text = f"{view.name} is {view.status.state}" + (f" at {where}" if where else "")
+    dns = await _dns_name(client, view)
+    return text + (f", name {dns}" if dns else "")
+
+
+async def _dns_name(client: "Client", view: "InstanceView") -> str:
+    """The name under which other guests of its first network find it; "" where they cannot."""
+    for nic in view.instance.hardware.nics[:1]:
+        try:
+            network = await client.networks.get(nic.network)
+        except AtollError:
+            return ""
+        for port in network.ports:
+            if port.id == nic.port and port.name and network.network.domain:
+                return f"{port.name}.{network.network.domain}"
+    return ""

@@ -1,0 +1,140 @@
+"""`atoll show`."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import click
+
+from atoll.base.errors import AtollError
+from atoll.base.units import show_size
+from atoll.cli import output
+from atoll.cli.commands import command
+from atoll.cli.completing import instances
+from atoll.cli.context import run
+from atoll.cli.output import Section
+from atoll.cli.settings import Settings
+
+if TYPE_CHECKING:
+    from atoll.client import Client, InstanceView
+
+AGENT_TIME = 3.0
+"""Seconds that the agent of a guest may take to tell its addresses: a courtesy, not worth a long wait."""
+Addresses = Mapping[str, tuple[str, ...]]
+
+
+@command("show", examples=["atoll show web", "atoll show web -o json | jq .status.state"])
+@click.argument("name", shell_complete=instances)
+@click.pass_context
+def show(ctx: click.Context, name: str) -> None:
+    """Tell everything about an instance: settings, state, hardware, addresses, how it last ended."""
+    settings = ctx.ensure_object(Settings)
+    view, inside = run(settings, lambda client: _read(client, name, ask=settings.output == "table"))
+    output.emit(settings, view, lambda: output.write_sections(sections(view, inside)))
+
+
+async def _read(client: "Client", name: str, *, ask: bool) -> tuple["InstanceView", Addresses]:
+    view = await client.instances.get(name)
+    if not ask or view.status.state != "running":
+        return view, {}
+    try:
+        return view, await asyncio.wait_for(client.instances.addresses(name), AGENT_TIME)
+    except (AtollError, TimeoutError):
+        return view, {}
+
+
+def sections(view: "InstanceView", inside: Addresses) -> list[Section]:
+    """What `show` prints. `inside`: by MAC, the addresses that the guest itself tells."""
+    return [_head(view), _wanted(view), _hardware(view), _nics(view, inside), _labels(view), _ended(view)]
+
+
+def _head(view: "InstanceView") -> Section:
+    status = view.status
+    reason = f" ({status.reason})" if status.reason else ""
+    waiting = f"{', '.join(status.restart_for)}: apply at the next start (atoll restart {view.name})"
+    return Section(
+        "",
+        [
+            ("name", view.name),
+            ("project", view.project),
+            ("description", view.instance.spec.description),
+            ("state", f"{status.state}{reason}, for {output.age(status.since)}"),
+            ("image", f"{view.instance.spec.image} ({view.instance.image[:19]})"),
+            ("id", view.id),
+            ("created", f"{output.local_time(view.instance.created)} ({output.age(view.instance.created)} ago)"),
+            ("host", status.host),
+            ("generation", str(status.generation)),
+            ("operation", status.operation or ""),
+            ("pending", waiting if status.restart_for else ""),
+            ("restarts", str(status.restarts) if status.restarts else ""),
+        ],
+    )
+
+
+def _wanted(view: "InstanceView") -> Section:
+    spec = view.instance.spec
+    start = spec.autostart
+    auto = f"order {start.order}" + (f", then {start.delay:g} s of delay" if start.delay else "")
+    return Section(
+        "settings",
+        [
+            ("cpus", str(spec.cpus)),
+            ("memory", show_size(spec.memory)),
+            ("cpu limit", f"{spec.limits.cpu:g} cores" if spec.limits.cpu else ""),
+            ("cpu weight", str(spec.limits.cpu_weight) if spec.limits.cpu_weight else ""),
+            ("restart", str(spec.restart)),
+            ("autostart", auto if start.enabled else "no"),
+            ("power", f"wanted {spec.power}"),
+            ("forkable", "yes" if spec.forkable else ""),
+        ],
+    )
+
+
+def _hardware(view: "InstanceView") -> Section:
+    hardware = view.instance.hardware
+    size = view.instance.spec.root.size
+    return Section(
+        "hardware",
+        [
+            ("machine", f"{hardware.machine} ({hardware.arch}, {hardware.accel})"),
+            ("cpu", hardware.cpu),
+            ("grows to", f"{hardware.max_cpus} cpus, {show_size(hardware.max_memory)}"),
+            *(
+                (
+                    f"disk {number}",
+                    f"volume {disk.volume}, serial {disk.serial}, slot {disk.slot}{_sized(size, number)}",
+                )
+                for number, disk in enumerate(hardware.disks)
+            ),
+        ],
+    )
+
+
+def _sized(size: int, number: int) -> str:
+    return f", {show_size(size)}" if size and number == 0 else ""
+
+
+def _nics(view: "InstanceView", inside: Addresses) -> Section:
+    rows = []
+    for number, nic in enumerate(view.instance.hardware.nics):
+        seen = [address for address in inside.get(nic.mac, ()) if address not in nic.addresses]
+        lines = [f"{nic.mac} on network {nic.network}, slot {nic.slot}"]
+        lines += [
+            f"{address} planned{', in use' if address in inside.get(nic.mac, ()) else ''}"
+            for address in nic.addresses
+        ]
+        lines += [f"{address} told by the guest" for address in seen]
+        rows.append((f"nic {number}", lines))
+    return Section("network", rows)
+
+
+def _labels(view: "InstanceView") -> Section:
+    return Section("labels", sorted(view.instance.spec.labels.items()))
+
+
+def _ended(view: "InstanceView") -> Section:
+    ended = view.status.exit
+    if ended is None:
+        return Section("last end", [])
+    how = ended.reason + ("" if ended.clean else " (not clean)")
+    return Section("last end", [("reason", how), ("at", output.local_time(ended.at)), ("last lines", ended.lines)])
