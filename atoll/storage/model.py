@@ -62,6 +62,14 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     created: Timestamp
 
 
+class PoolPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """A pool's realisation on one host, recorded once it is laid out there. `path` "": the host's own choice."""
+
+    pool: PoolId
+    host: HostId
+    path: str = ""
+
+
 class Volume(msgspec.Struct, frozen=True, kw_only=True):
     """A virtual disk. It belongs to a pool, not to a host. `base`: the image it is a thin clone of."""
 

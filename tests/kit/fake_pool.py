@@ -12,7 +12,7 @@ from tests.kit.faults import Faults
 
 
 class FakePool(Faults):
-    """`held` outlives the object when given, as a pool's disk outlives a daemon. Each volume takes 1 MiB of `total`."""
+    """`held` outlives the object when given, as a disk outlives a daemon. A volume takes 1 MiB of `total`."""
 
     traits = PoolTraits(clones=True)
 
