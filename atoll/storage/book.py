@@ -64,7 +64,7 @@ class StorageBook:
 
     async def find(self, project: str, name: str) -> PoolView:
         """By name: the project's own, else the shared one. Raises Absent with what may have been meant."""
-        if name.isascii() and name.isprintable():
+        if name and name.isascii() and name.isprintable() and not name.endswith("/"):
             for owner in (project, SHARED):
                 index = await self._store.get(name_of(owner, name))
                 entry = await self._store.get(pool_key(owner, index.value.decode())) if index else None
