@@ -21,7 +21,7 @@ from pyroute2.iproute.linux import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTM_GETLINK
 
-from atoll.base.errors import AtollError, Broken, Exists, Lacking, Refused, Unreachable
+from atoll.base.errors import AtollError, Broken, Lacking, Refused, Unreachable
 
 Result = TypeVar("Result")
 Netlink: TypeAlias = Any
@@ -57,8 +57,8 @@ class Link(msgspec.Struct, frozen=True):
 class Links:
     """Links of one Atoll, all in `group`. Every act may be repeated; deleting an absent link succeeds.
 
-    Raises Lacking (a right or kernel part is missing), Exists (a link of that name is somebody else's),
-    Refused (held by a process), Unreachable (no answer in time) and Broken.
+    Raises Lacking (a right or kernel part is missing), Refused (held by a process), Unreachable (no answer in
+    time) and Broken (also where a link of that name is somebody else's).
     """
 
     def __init__(self, group: int) -> None:
@@ -113,6 +113,12 @@ class Links:
 
         await _work(work)
 
+    async def attach(self, name: str, bridge: str) -> None:
+        def work(ip: Netlink) -> None:
+            ip.link("set", index=_present(ip, name).index, master=_present(ip, bridge).index)
+
+        await _work(work)
+
     async def delete(self, names: Iterable[str]) -> None:
         def work(ip: Netlink) -> None:
             for name in names:
@@ -143,7 +149,7 @@ class Links:
         taken = alias and link.alias not in ("", alias)
         if link.kind != kind or link.group not in (0, self.group) or taken:
             what = link.alias or link.kind
-            raise Exists(
+            raise Broken(
                 f"a link named {name} exists already and is not ours ({what})", hint=f"ip link show {name}"
             )
         return link
@@ -174,6 +180,7 @@ async def _work(work: Callable[[Netlink], Result]) -> Result:
             with IPRoute(use_event_loop=loop, strict_check=True) as ip:  # type: ignore[no-untyped-call]
                 return work(ip)
         finally:
+            loop.run_until_complete(asyncio.sleep(0))  # the socket's transport closes at the loop's next turn
             loop.close()
 
     try:

@@ -56,12 +56,12 @@ async def tables() -> list[tuple[str, str]]:
     return [(table["family"], table["name"]) for table in listed]
 
 
-async def comments(family: str, table: str) -> set[str]:
-    """The comments of a table's rules; none where the table is absent."""
+async def comments(family: str, table: str) -> list[str]:
+    """The comment of each of a table's rules ("" without one); none where the table is absent."""
     if (family, table) not in await tables():
-        return set()
+        return []
     listed = await apply([{"list": {"table": {"family": family, "name": table}}}])
-    return {entry["rule"]["comment"] for entry in listed if "comment" in entry.get("rule", ())}
+    return [entry["rule"].get("comment", "") for entry in listed if "rule" in entry]
 
 
 async def forward_drops() -> list[str]:

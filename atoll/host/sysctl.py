@@ -44,10 +44,11 @@ def forward_ipv4() -> None:
 
 def forward_ipv6() -> None:
     """As `forward_ipv4`. A host that forwards ignores router advertisements, and so would lose a default route
-    that it learnt from one, unless its links are told first to accept them all the same (accept_ra 2)."""
+    that it learnt from one, unless its links are told first to accept them all the same (accept_ra 2); links to
+    come are not told."""
     if read("ipv6/conf/all/forwarding") == "1":
         return
-    for link in sorted(os.listdir(_NET / "ipv6/conf")):
+    for link in sorted(set(os.listdir(_NET / "ipv6/conf")) - {"all", "default"}):
         if read(f"ipv6/conf/{link}/accept_ra") == "1":
             with contextlib.suppress(Lacking):  # a link may vanish meanwhile; a missing right shows below
                 write(f"ipv6/conf/{link}/accept_ra", "2")

@@ -1,0 +1,49 @@
+"""Names of what a network is on a host, as pure functions of the host's tag (6 hexadecimal digits of the state
+directory's id): two Atolls on one machine never meet, and everything of one is found by its tag."""
+
+import base64
+import hashlib
+from pathlib import Path
+
+from atoll.base.ids import NetworkId, PortId
+
+ATTEMPTS = 4
+"""Names a port may take where two hash alike. With 35 bits hardly one port in a million needs the second."""
+
+
+def link_group(tag: str) -> int:
+    """The group number of all our links; 0x41 keeps it clear of the small numbers that people use."""
+    return 0x41000000 | int(tag, 16)
+
+
+def bridge_name(tag: str, index: int) -> str:
+    return f"at{tag}-b{index}"
+
+
+def tap_name(tag: str, port: PortId, attempt: int = 0) -> str:
+    digest = hashlib.sha256(f"{port}/{attempt}".encode()).digest()
+    return f"at{tag}{base64.b32encode(digest).decode().lower()[:7]}"
+
+
+def table_name(tag: str, index: int) -> str:
+    return f"atoll_{tag}_{index}"
+
+
+def bridge_alias(network: NetworkId) -> str:
+    return f"atoll:{network}"
+
+
+def port_alias(network: NetworkId, port: PortId) -> str:
+    return f"atoll:{network}:{port}"
+
+
+def port_of(alias: str, network: NetworkId) -> PortId | None:
+    """Which port of this network a link serves, by its alias."""
+    prefix = f"atoll:{network}:"
+    return PortId(alias.removeprefix(prefix)) if alias.startswith(prefix) else None
+
+
+def run_directory(tag: str) -> Path:
+    """Where networks keep what lives no longer than the host's uptime. dnsmasq reads it without privileges,
+    which it could not below a private state directory."""
+    return Path("/run/atoll") / tag / "networks"

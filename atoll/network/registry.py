@@ -1,0 +1,59 @@
+"""Network drivers by name."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+
+from atoll.base.errors import Invalid
+from atoll.base.names import did_you_mean
+from atoll.network.drivers.bridge import BridgeNetwork
+from atoll.network.drivers.user import UserNetwork
+from atoll.network.index import claim_index
+from atoll.network.model import Network, NetworkTraits
+from atoll.network.network import NetworkDriver
+from atoll.store.api import Store
+
+
+class Site(msgspec.Struct, frozen=True):
+    """What networks need of this host. `tag`: 6 hexadecimal digits of the state directory's id. `directory`:
+    where they keep runtime files (`naming.run_directory(tag)`). `local`: the host's own store. `host_ports`:
+    ports of the host that guests may reach."""
+
+    tag: str
+    directory: Path
+    local: Store
+    host_ports: tuple[int, ...] = ()
+
+
+async def _bridge(record: Network, site: Site) -> NetworkDriver:
+    index = await claim_index(site.local, record.id)
+    directory = site.directory / record.id
+    return BridgeNetwork(record, tag=site.tag, index=index, directory=directory, host_ports=site.host_ports)
+
+
+async def _user(record: Network, _: Site) -> NetworkDriver:
+    return UserNetwork(record)
+
+
+DRIVERS: dict[str, tuple[NetworkTraits, Callable[[Network, Site], Awaitable[NetworkDriver]]]] = {
+    BridgeNetwork.name: (BridgeNetwork.traits, _bridge),
+    UserNetwork.name: (UserNetwork.traits, _user),
+}
+
+
+def traits(driver: str) -> NetworkTraits:
+    """Raises Invalid where there is no such driver."""
+    return _entry(driver)[0]
+
+
+async def realise(record: Network, site: Site) -> NetworkDriver:
+    """The driver of a network on this host; it does nothing until asked to. Raises Invalid."""
+    return await _entry(record.driver)[1](record, site)
+
+
+def _entry(driver: str) -> tuple[NetworkTraits, Callable[[Network, Site], Awaitable[NetworkDriver]]]:
+    if driver not in DRIVERS:
+        hint = did_you_mean(driver, DRIVERS) or f"there are {', '.join(sorted(DRIVERS))}"
+        raise Invalid(f"there is no network driver {driver[:80]}", hint=hint, field="driver")
+    return DRIVERS[driver]
