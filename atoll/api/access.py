@@ -1,5 +1,6 @@
 """May this actor do that to this? One place, asked by one guard before every route."""
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from atoll.operation.model import Actor, Subject
 
 KEY = "atoll"
 """Of the caller, in an ASGI scope's state."""
+CLOSING = "atoll.closing"
 _KINDS = frozenset({"uid", "token", "atoll"})
 
 
@@ -30,6 +32,12 @@ def may(actor: Actor, action: str, on: Subject) -> None:
 def caller(scope: Any) -> Caller:
     found: Caller = scope["state"][KEY]
     return found
+
+
+def closing(scope: Any) -> asyncio.Event:
+    """Set when the daemon ends: streams and consoles end then."""
+    event: asyncio.Event = scope["state"][CLOSING]
+    return event
 
 
 def actor_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Actor:

@@ -9,7 +9,7 @@ from litestar.exceptions import HTTPException
 
 from atoll.api import errors
 from atoll.api.access import caller
-from atoll.api.door import App, Door
+from atoll.api.door import Door
 from atoll.api.openapi import describe
 from atoll.api.route import Call, Reply, Route, Routes, raw
 from atoll.api.routes import guests, instances, operations, resources, root
@@ -61,7 +61,7 @@ def build_litestar(services: Services) -> Litestar:
     )
 
 
-def build(services: Services) -> App:
+def build(services: Services) -> Door:
     """The ASGI app."""
     return Door(build_litestar(services), services.tokens)  # type: ignore[arg-type]
 

@@ -1,12 +1,13 @@
 """Every request's way in: an id, who it is, and the answer to those who are nobody."""
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import msgspec
 
-from atoll.api.access import KEY, Caller
+from atoll.api.access import CLOSING, KEY, Caller
 from atoll.api.errors import PROBLEM, details, headers_of, status_of
 from atoll.api.tokens import MARK, TokenBook
 from atoll.base.errors import AtollError, Denied, Unauthenticated
@@ -28,6 +29,7 @@ class Door:
 
     def __init__(self, app: App, tokens: TokenBook) -> None:
         self._app, self._tokens = app, tokens
+        self.closing = asyncio.Event()
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -44,7 +46,7 @@ class Door:
         except AtollError as error:
             await refuse(scope, send, error, request_id)
             return
-        state[KEY] = Caller(actor, request_id)
+        state[KEY], state[CLOSING] = Caller(actor, request_id), self.closing
         echo = (b"x-request-id", request_id.encode())
 
         async def send_with_id(message: Message) -> None:

@@ -140,7 +140,7 @@ class Route:
             http_method=cast(Any, self.method),
             guards=[guard],
             opt={"action": self.action, "open": self.open},
-            status_code=self.status,
+            status_code=200,  # of the declaration only: every reply has its own
             include_in_schema=False,
             **cast(Any, sized),
         )(endpoint)

@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from atoll.api.door import PEER, App
+from atoll.api.door import PEER, Door
 from atoll.base.errors import Broken, Invalid, Lacking, Refused
 
 DEFAULT_PORT = 8443
@@ -23,6 +23,7 @@ PORTS_TRIED = 20
 GRACE = 3
 """Seconds that answers under way get when we close; streams and consoles end then."""
 MAX_FRAME = 1 << 20
+BACKLOG = 1024
 _PEER = struct.Struct("3i")
 
 
@@ -47,8 +48,9 @@ class _Server(uvicorn.Server):
 class Serving:
     """What listens. `address`: host and port of HTTPS, none where it was not asked for."""
 
-    def __init__(self, unix: Path, address: tuple[str, int] | None) -> None:
+    def __init__(self, app: Door, unix: Path, address: tuple[str, int] | None) -> None:
         self.unix, self.address = unix, address
+        self._app = app
         self._identity = _identity(unix)
         self._servers: list[tuple[_Server, asyncio.Task[None]]] = []
 
@@ -63,6 +65,7 @@ class Serving:
 
     async def close(self) -> None:
         """Stop listening, end what is under way, remove the socket if it is still ours."""
+        self._app.closing.set()
         for server, _ in self._servers:
             server.should_exit = True
         await asyncio.gather(*(task for _, task in self._servers), return_exceptions=True)
@@ -72,7 +75,7 @@ class Serving:
 
 
 async def serve(
-    app: App,
+    app: Door,
     *,
     unix: Path,
     group: str | None = None,
@@ -90,7 +93,7 @@ async def serve(
         local.close()
         _remove(unix)
         raise
-    serving = Serving(unix, remote.getsockname()[:2] if remote is not None else None)
+    serving = Serving(app, unix, remote.getsockname()[:2] if remote is not None else None)
     try:
         await serving.add(_Server(_config(app, http=UnixPeerProtocol)), local)
         if remote is not None:
@@ -103,7 +106,7 @@ async def serve(
     return serving
 
 
-def _config(app: App, **more: Any) -> uvicorn.Config:
+def _config(app: Door, **more: Any) -> uvicorn.Config:
     options: dict[str, Any] = {
         "http": HttpToolsProtocol,
         "ws": "websockets-sansio",
@@ -115,7 +118,7 @@ def _config(app: App, **more: Any) -> uvicorn.Config:
         "proxy_headers": False,  # nobody may say that he is somebody else
         "timeout_keep_alive": 75,
         "timeout_graceful_shutdown": GRACE,
-        "backlog": 1024,
+        "backlog": BACKLOG,
     }
     return uvicorn.Config(app, **{**options, **more})
 
@@ -131,28 +134,21 @@ def listen_unix(path: Path, group: str | None) -> socket.socket:
     if path.is_socket() and _answers(path):
         raise Refused(f"another daemon answers at {path}", hint="atoll down stops it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{os.getpid() % 100000}.s")
-    fresh.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     old = os.umask(0o177)
     try:
-        listener.bind(str(fresh))
-    except BaseException:
+        listener.bind(str(path))
+        if gid is not None:
+            os.chown(path, -1, gid)
+            os.chmod(path, stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IWGRP)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
         listener.close()
-        raise
+        raise Invalid(f"cannot make the socket {path}: {error.strerror or error}") from error
     finally:
         os.umask(old)
-    try:
-        if gid is not None:
-            os.chown(fresh, -1, gid)
-            os.chmod(fresh, stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IWGRP)
-        listener.listen(1024)
-        listener.setblocking(False)
-        os.replace(fresh, path)  # whoever finds it can connect
-    except BaseException:
-        listener.close()
-        fresh.unlink(missing_ok=True)
-        raise
     return listener
 
 
@@ -200,7 +196,7 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(1024)
+        listener.listen(BACKLOG)
         listener.setblocking(False)
     except BaseException:
         listener.close()

@@ -6,7 +6,7 @@ import msgspec
 
 from atoll.base import clock
 from atoll.base.errors import Broken, Compacted, Unreachable
-from atoll.client.transport import Transport, path_of, pause
+from atoll.client.transport import Cut, Transport, path_of, pause
 from atoll.operation.model import News
 
 
@@ -38,7 +38,7 @@ class Events:
                         last = news.id or last
                         yield news
                     failing, attempt = clock.monotonic(), 0
-            except Unreachable:
+            except (Unreachable, Cut):
                 if clock.monotonic() - failing > patience:
                     raise
             await pause(attempt)

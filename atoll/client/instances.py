@@ -13,6 +13,7 @@ from atoll.instance.verbs.args import GRACE, Changes
 from atoll.operation.model import Operation
 
 HOUR = 3600.0
+CHUNK = 256 << 10
 Views = list[InstanceView]
 History = list[Operation]
 
@@ -108,7 +109,12 @@ class Instances:
         headers = {"Content-Type": "application/octet-stream"}
         where = self._path(name, "files")
         async with self._transport.open(
-            "PUT", where, query=query, data=data, headers=headers, timeout=HOUR
+            "PUT",
+            where,
+            query=query,
+            data=_chunks(data) if isinstance(data, bytes) else data,
+            headers=headers,
+            timeout=HOUR,
         ) as reply:
             raw = await reply.read()
         return decode(raw, Pushed, f"PUT {where}")
@@ -135,3 +141,8 @@ class Instances:
         query: Query = {"kind": "instance", "name": name, "limit": limit}
         path = path_of("projects", self._project, "history")
         return await self._transport.request("GET", path, History, query=query)
+
+
+async def _chunks(data: bytes) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), CHUNK):
+        yield data[at : at + CHUNK]

@@ -195,7 +195,7 @@ class Transport:
                 f"the connection to {where} broke during {what}", hint="did the daemon end?"
             ) from error
         except aiohttp.ClientPayloadError as error:
-            raise Broken(f"the answer to {what} ended early", hint="see the daemon's log") from error
+            raise Cut(f"the answer to {what} ended early", hint="see the daemon's log") from error
         except aiohttp.ClientError as error:
             raise Broken(f"{what} at {where}: {error}") from error
 
@@ -217,6 +217,10 @@ def decode(raw: bytes, answer: type[T], what: str) -> T:
         return msgspec.json.decode(raw, type=answer)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Broken(f"the daemon's answer to {what} makes no sense: {error}") from error
+
+
+class Cut(Broken):
+    """An answer that ended in its middle."""
 
 
 class ConnectionLost(Unreachable):

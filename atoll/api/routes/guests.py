@@ -3,7 +3,7 @@ but the audit of what changed something."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any, cast
 
 import msgspec
@@ -12,7 +12,7 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.handlers import WebsocketRouteHandler
 from msgspec import Meta
 
-from atoll.api.access import guard
+from atoll.api.access import closing, guard
 from atoll.api.errors import TooLarge, status_of
 from atoll.api.route import (
     BYTES,
@@ -28,7 +28,7 @@ from atoll.api.route import (
     streamed,
 )
 from atoll.api.services import Services
-from atoll.base.errors import AtollError, Refused
+from atoll.base.errors import AtollError, Bug, Refused
 from atoll.base.ids import InstanceId
 from atoll.client.wire import ExecBody, Pushed
 from atoll.instance.book import InstanceView
@@ -99,15 +99,9 @@ async def execute(call: Call, body: ExecBody) -> Reply:
     """Run a program in the guest to its end. The audit keeps the program's name, not its arguments."""
     engine, guest = await agent(call)
     args = ExecArgs(project=call.project, name=call.name, program=body.argv[0])
-    try:
-        outcome = await engine.execute(
-            guest, body.argv, input=body.stdin, env=body.env, timeout=body.timeout or HOUR
-        )
-    except AtollError as error:
-        await _record(call, "instance.exec", args, guest, error)
-        raise
-    await _record(call, "instance.exec", args, guest)
-    return answer(outcome)
+    timeout = body.timeout or HOUR
+    async with audited(call, "instance.exec", args, guest):
+        return answer(await engine.execute(guest, body.argv, input=body.stdin, env=body.env, timeout=timeout))
 
 
 @routes.add("GET", ONE + "/files", action="instance.pull", answer=bytes, media=BYTES)
@@ -131,12 +125,8 @@ async def push(call: Call, query: PushQuery) -> Reply:
     engine, guest = await agent(call)
     mode = int(query.mode, 8)
     args = PushArgs(project=call.project, name=call.name, path=query.path, mode=mode)
-    try:
+    async with audited(call, "instance.push", args, guest):
         size = await engine.push(guest, query.path, _bounded(call), mode=mode)
-    except AtollError as error:
-        await _record(call, "instance.push", args, guest, error)
-        raise
-    await _record(call, "instance.push", args, guest)
     return answer(Pushed(path=query.path, size=size, mode=mode))
 
 
@@ -152,12 +142,17 @@ async def _bounded(call: Call) -> AsyncIterator[bytes]:
             yield chunk
 
 
-async def _record(
-    call: Call, verb: str, args: msgspec.Struct, guest: InstanceId, error: AtollError | None = None
-) -> None:
-    subject = Subject("instance", call.project, call.name, guest)
-    problem = as_problem(error) if error else None
-    await call.services.operations.record(verb, args, subject, call.by, problem=problem)
+@asynccontextmanager
+async def audited(call: Call, verb: str, args: msgspec.Struct, guest: InstanceId) -> AsyncIterator[None]:
+    """What happens within is kept for the audit with its outcome, whatever that is."""
+    subject, by = Subject("instance", call.project, call.name, guest), call.by
+    try:
+        yield
+    except Exception as error:
+        ours = error if isinstance(error, AtollError) else Bug("Atoll itself failed")
+        await call.services.operations.record(verb, args, subject, by, problem=as_problem(ours))
+        raise
+    await call.services.operations.record(verb, args, subject, by)
 
 
 @routes.add("GET", ONE + "/log", action="instance.log", answer=bytes, media=BYTES)
@@ -203,7 +198,8 @@ def console_handler(services: Services) -> WebsocketRouteHandler:
             read_query(socket.scope["query_string"], Empty)
             engine, guest = await consoles(services, socket.path_params)
             stream = await engine.console(guest)
-            await _both_ways(socket, stream)
+            if await _both_ways(socket, stream, closing(socket.scope)):
+                code, reason = 1001, "the daemon ends; the guest goes on"
         except AtollError as error:
             code, reason = 4000 + status_of(error), f"{error.code}: {error.message}"
         except WebSocketDisconnect:
@@ -218,8 +214,8 @@ def console_handler(services: Services) -> WebsocketRouteHandler:
     return WebsocketRouteHandler(path, guards=[guard], opt={"action": "instance.console"})(console)
 
 
-async def _both_ways(socket: "WebSocket[Any, Any, Any]", stream: Stream) -> None:
-    """Until either side ends. Raises what ended it."""
+async def _both_ways(socket: "WebSocket[Any, Any, Any]", stream: Stream, closing: asyncio.Event) -> bool:
+    """Until either side ends, or the daemon does (True). Raises what ended it."""
 
     async def outward() -> None:
         while data := await stream.read():
@@ -233,11 +229,12 @@ async def _both_ways(socket: "WebSocket[Any, Any, Any]", stream: Stream) -> None
             data = message.get("bytes") or str(message.get("text") or "").encode()
             await stream.write(cast(bytes, data))
 
-    tasks = [asyncio.ensure_future(outward()), asyncio.ensure_future(inward())]
+    tasks = [asyncio.ensure_future(each) for each in (outward(), inward(), closing.wait())]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
+        return closing.is_set()
     finally:
         for task in tasks:
             task.cancel()

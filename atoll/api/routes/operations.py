@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from atoll.api.access import closing
 from atoll.api.route import SSE, Call, Reply, Routes, accepted, answer, streamed
 from atoll.base.errors import Absent, Compacted, Invalid
 from atoll.base.ids import OperationId
@@ -118,25 +119,30 @@ async def follow_events(call: Call, query: EventsQuery) -> Reply:
     await asyncio.sleep(0)
     if first.done() and (error := first.exception()) is not None:
         raise error
-    return streamed(_sse(source, first, call.services.limits.heartbeat), media_type=SSE)
+    stream = _sse(source, first, closing(call.request.scope), call.services.limits.heartbeat)
+    return streamed(stream, media_type=SSE)
 
 
-async def _sse(source: AsyncIterator[News], first: asyncio.Future[News], heartbeat: float) -> AsyncIterator[bytes]:
-    coming = first
+async def _sse(
+    source: AsyncIterator[News], first: asyncio.Future[News], closing: asyncio.Event, heartbeat: float
+) -> AsyncIterator[bytes]:
+    """Until the client goes, the reader falls behind or the daemon ends."""
+    coming, ending = first, asyncio.ensure_future(closing.wait())
     try:
         yield b": atoll\n\n"
-        while True:
-            done, _ = await asyncio.wait([coming], timeout=heartbeat)
-            if not done:
+        while not closing.is_set():
+            await asyncio.wait([coming, ending], timeout=heartbeat, return_when=asyncio.FIRST_COMPLETED)
+            if coming.done():
+                yield encode_news(coming.result())
+                coming = asyncio.ensure_future(anext(source))
+            else:
                 yield b": still here\n\n"
-                continue
-            yield encode_news(coming.result())
-            coming = asyncio.ensure_future(anext(source))
     except Compacted as error:
         yield b"event: compacted\ndata: " + msgspec.json.encode({"detail": error.message}) + b"\n\n"
     finally:
         coming.cancel()
-        await asyncio.gather(coming, return_exceptions=True)
+        ending.cancel()
+        await asyncio.gather(coming, ending, return_exceptions=True)
         async with aclosing(source):  # type: ignore[type-var]
             pass
 
