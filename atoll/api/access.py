@@ -47,7 +47,7 @@ def actor_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Actor:
     return actor
 
 
-def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     action: str = handler.opt["action"]
     if handler.opt.get("open"):
         return

@@ -26,7 +26,7 @@ def all_routes(version: str) -> list[Route]:
     own = Routes()
     described: list[bytes] = []
 
-    @own.add("GET", "/openapi.json", action="api.describe", answer=dict[str, object])
+    @own.add("GET", "/openapi.json", action="api.describe", answer=dict[str, Any])
     async def describe_api(call: Call) -> Reply:  # noqa: ARG001
         """This description."""
         if not described:

@@ -70,7 +70,7 @@ def _operation(route: Route, schemas: "_Schemas") -> Schema:
         for name, text in named.items()
     ]
     described: Schema = {
-        "operationId": route.handler.__name__ if "_" in route.handler.__name__ else route.action.replace(".", "_"),
+        "operationId": route.action.replace(".", "_"),
         "tags": [route.action.partition(".")[0]],
         "summary": doc.partition(". ")[0].rstrip("."),
         "description": doc,
@@ -127,7 +127,7 @@ def _query_parameters(route: Route, schemas: "_Schemas") -> list[Schema]:
 
 def _websocket(path: str, text: str) -> Schema:
     return {
-        "operationId": path.rpartition("/")[2] + "_websocket",
+        "operationId": "instance_" + path.rpartition("/")[2],
         "tags": ["instance"],
         "summary": text,
         "parameters": _path_parameters(path),
@@ -145,7 +145,7 @@ class _Schemas:
         types = [r.body for r in routes if r.body] + [r.query for r in routes] + [ProblemDetails]
         types += [r.answer for r in routes if r.answer not in (None, bytes)]
         self._types = [_describable(kind) for kind in types]
-        found, components = msgspec.json.schema_components(self._types, schema_hook=_any, ref_template=REF)
+        found, components = msgspec.json.schema_components(self._types, ref_template=REF)
         self._found = dict(zip([_key(kind) for kind in types], found, strict=True))
         queries = {route.query.__name__ for route in routes}
         self._all = components
@@ -160,10 +160,6 @@ class _Schemas:
 
 def _key(kind: Any) -> str:
     return str(kind)
-
-
-def _any(_: Any) -> Schema:
-    return {}
 
 
 _STAND_INS: dict[Any, Any] = {}

@@ -1,6 +1,6 @@
 """What only the wire has: request bodies, and answers that join several records. One struct for API and client."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -104,7 +104,7 @@ class HostView(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     instances: int
     memory: HostMemoryView
-    facts: dict[str, object]
+    facts: dict[str, Any]
 
 
 class NetworkView(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -127,11 +127,13 @@ async def _sse(
     source: AsyncIterator[News], first: asyncio.Future[News], closing: asyncio.Event, heartbeat: float
 ) -> AsyncIterator[bytes]:
     """Until the client goes, the reader falls behind or the daemon ends."""
-    coming, ending = first, asyncio.ensure_future(closing.wait())
+    coming = first
+    ending = asyncio.ensure_future(closing.wait())
     try:
         yield b": atoll\n\n"
         while not closing.is_set():
-            await asyncio.wait([coming, ending], timeout=heartbeat, return_when=asyncio.FIRST_COMPLETED)
+            both: set[asyncio.Future[Any]] = {coming, ending}
+            await asyncio.wait(both, timeout=heartbeat, return_when=asyncio.FIRST_COMPLETED)
             if coming.done():
                 yield encode_news(coming.result())
                 coming = asyncio.ensure_future(anext(source))

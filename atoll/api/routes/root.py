@@ -1,5 +1,7 @@
 """/v1, health, hosts, tokens, recipes and the description of all of it."""
 
+from typing import Any
+
 import msgspec
 
 from atoll.api.route import Call, Reply, Routes, answer, nothing
@@ -73,7 +75,7 @@ async def get_host(call: Call) -> Reply:
     return answer(await _host(call))
 
 
-@routes.add("GET", "/hosts/{id}/probe", action="host.probe", answer=dict[str, object])
+@routes.add("GET", "/hosts/{id}/probe", action="host.probe", answer=dict[str, Any])
 async def probe_host(call: Call, query: ProbeQuery) -> Reply:
     """What a host can do, tried out: acceleration, machine types, kernel parts and what each missing one costs."""
     _known(call)
