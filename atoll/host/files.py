@@ -1,15 +1,33 @@
 """Files that survive a power cut, and the operating system's refusals in Atoll's words."""
 
+import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from atoll.base.errors import Absent, AtollError, Broken, Exhausted, Lacking
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_RIGHT = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
+
+Args = ParamSpec("Args")
+Result = TypeVar("Result")
+
+
+async def in_thread(function: Callable[Args, Result], *args: Args.args, **named: Args.kwargs) -> Result:
+    """As asyncio.to_thread, but a cancelled call ends only when the thread is done: it acts behind no back."""
+    working = asyncio.ensure_future(asyncio.to_thread(function, *args, **named))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait([working])
+        if not working.cancelled():
+            working.exception()  # seen, so that nobody warns of it
+        raise
 
 
 def sync(path: Path) -> None:

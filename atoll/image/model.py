@@ -5,7 +5,7 @@ from enum import StrEnum
 import msgspec
 
 from atoll.base.clock import Timestamp
-from atoll.base.ids import Bytes, Digest
+from atoll.base.ids import Bytes, Digest, VolumeId
 
 
 class ImageState(StrEnum):
@@ -47,3 +47,11 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     manifest: Manifest
     state: ImageState = ImageState.READY
     created: Timestamp
+
+
+class ImageUse(msgspec.Struct, frozen=True, kw_only=True):
+    """A volume that is a thin clone of an image. `user`: the name of whose it is, to tell people."""
+
+    volume: VolumeId
+    project: str
+    user: str

@@ -5,7 +5,6 @@ ROOT/volumes/ID.qcow2        a volume
 ROOT/volumes/.ID.qcow2.new   one being made, swept by `open`
 """
 
-import asyncio
 import os
 import re
 import struct
@@ -59,7 +58,7 @@ class DirPool:
 
     async def open(self) -> None:
         with files.translated(f"open pool {self.name} in {self._root}"):
-            await asyncio.to_thread(self._open)
+            await files.in_thread(self._open)
 
     async def create(self, spec: VolumeSpec) -> None:
         path = self._path(spec.id)
@@ -79,7 +78,7 @@ class DirPool:
         self._check_there()
         self._known.pop(volume, None)
         with files.translated(f"delete volume {volume}"):
-            await asyncio.to_thread(_remove, path)
+            await files.in_thread(_remove, path)
 
     async def grow(self, volume: VolumeId, size: Bytes) -> None:
         path = self._present(volume)
@@ -109,12 +108,12 @@ class DirPool:
     async def volumes(self) -> Mapping[VolumeId, Usage]:
         self._check_there()
         with files.translated(f"list pool {self.name}"):
-            return await asyncio.to_thread(self._look)
+            return await files.in_thread(self._look)
 
     async def capacity(self) -> Capacity:
         self._check_there()
         with files.translated(f"measure pool {self.name}"):
-            space = await asyncio.to_thread(os.statvfs, self._root)
+            space = await files.in_thread(os.statvfs, self._root)
         unit = space.f_frsize
         used = (space.f_blocks - space.f_bfree) * unit
         return Capacity(Bytes(space.f_blocks * unit), Bytes(used), Bytes(space.f_bavail * unit))
@@ -143,9 +142,9 @@ class DirPool:
             with files.translated(f"make volume {spec.id}"):
                 await disks.create_overlay(fresh, spec.size, backing=backing, backing_format=format)
                 fresh.chmod(0o600)
-                await asyncio.to_thread(files.sync, fresh)
+                await files.in_thread(files.sync, fresh)
                 fresh.rename(path)  # not in a thread: a cancelled call must not see it happen later
-                await asyncio.to_thread(files.sync, path.parent)
+                await files.in_thread(files.sync, path.parent)
         except BaseException as error:
             _discard(fresh, path)
             if isinstance(error, Absent):
