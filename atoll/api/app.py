@@ -1,17 +1,19 @@
 """The app: routes, one guard, one table of errors, the door in front."""
 
 import logging
+import re
 from typing import Any
 
 import msgspec
 from litestar import Litestar, Request, Response
 from litestar.exceptions import HTTPException
+from litestar.handlers import HTTPRouteHandler
 
 from atoll.api import errors
-from atoll.api.access import caller
+from atoll.api.access import caller, guard
 from atoll.api.door import Door
 from atoll.api.openapi import describe
-from atoll.api.route import Call, Reply, Route, Routes, raw
+from atoll.api.route import Call, Reply, Route, Routes, litestar_path, raw
 from atoll.api.routes import guests, instances, operations, resources, root
 from atoll.api.services import Services
 from atoll.base.errors import AtollError, Bug
@@ -44,14 +46,50 @@ def all_routes(version: str) -> list[Route]:
     return found
 
 
+class Methods:
+    """Which methods an address takes, for OPTIONS and the Allow header of a 405."""
+
+    def __init__(self, routes: list[Route]) -> None:
+        self.of: dict[str, set[str]] = {}
+        for route in routes:
+            self.of.setdefault(route.path, {"OPTIONS"}).add(route.method)
+        self._patterns = [(re.compile("/v1" + re.sub(r"{\w+}", "[^/]+", path) + "/?"), path) for path in self.of]
+
+    def allow(self, path: str) -> str:
+        known = next((self.of[at] for pattern, at in self._patterns if pattern.fullmatch(path)), {"GET"})
+        return ", ".join(sorted(known))
+
+    def handlers(self) -> list[HTTPRouteHandler]:
+        """Litestar's own would name the first method only."""
+        return [self._handler(path, ", ".join(sorted(methods))) for path, methods in self.of.items()]
+
+    def _handler(self, path: str, allow: str) -> HTTPRouteHandler:
+        async def options(request: Request[Any, Any, Any]) -> Response[bytes]:  # noqa: ARG001
+            return Response(b"", status_code=204, headers={"Allow": allow})
+
+        return HTTPRouteHandler(
+            litestar_path(path),
+            http_method="OPTIONS",
+            status_code=200,
+            guards=[guard],
+            opt={"action": "api.options"},
+        )(options)
+
+
 def build_litestar(services: Services) -> Litestar:
     """Without the door: only for looking at its routes."""
-    handlers = [route.bind(services) for route in all_routes(services.version)]
+    routes = all_routes(services.version)
+    methods = Methods(routes)
+
+    def framework(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+        return _framework(request, error, methods)
+
+    handlers = [*methods.handlers(), *(route.bind(services) for route in routes)]
     return Litestar(
         route_handlers=[*handlers, guests.console_handler(services)],
         exception_handlers={
             AtollError: _ours,
-            HTTPException: _framework,
+            HTTPException: framework,
             Exception: _bug,
         },
         openapi_config=None,
@@ -73,13 +111,14 @@ def _ours(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     return errors.render(error, caller(request.scope).request_id)
 
 
-def _framework(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+def _framework(request: Request[Any, Any, Any], error: Exception, methods: Methods) -> Response[bytes]:
     assert isinstance(error, HTTPException)
     status = error.status_code
     if status >= 500:
         return _bug(request, error)
     problem = errors.of_http(status, error.detail)
-    return errors.render(problem, caller(request.scope).request_id, status, error.headers)
+    headers = {"Allow": methods.allow(request.scope["path"])} if status == 405 else None
+    return errors.render(problem, caller(request.scope).request_id, status, headers)
 
 
 def _bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

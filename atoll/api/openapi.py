@@ -22,9 +22,9 @@ CHANGE_HEADERS = {"Idempotency-Key": "the same key again returns the first reque
 KEY_SCHEMA: Schema = {"type": "string", "pattern": "^[!-~]{1,255}$"}
 HEADER_SCHEMAS: Schema = {
     "Idempotency-Key": KEY_SCHEMA,
-    "If-Match": {"type": "string", "pattern": '^("[0-9]{1,18}"|[*])$'},
-    "If-None-Match": {"type": "string", "pattern": "^[!-~]{1,255}$"},
-    "Last-Event-ID": {"type": "string", "pattern": "^[0-9]{1,16}$"},
+    "If-Match": {"type": "string", "pattern": '^([*]|"?[0-9]{1,18}"?)$'},
+    "If-None-Match": {"type": "string"},
+    "Last-Event-ID": {"type": "string", "pattern": "^[0-9]{0,16}$"},
 }
 
 

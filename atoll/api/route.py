@@ -61,11 +61,11 @@ class Call:
     @property
     def by(self) -> runner.Request:
         """The request as the audit keeps it. Raises Invalid where its Idempotency-Key is none."""
-        key = self.request.headers.get("idempotency-key", "")
-        if key and not _KEY.fullmatch(key):
+        key = self.request.headers.get("idempotency-key")
+        if key is not None and not _KEY.fullmatch(key):
             raise Invalid("this is no key", hint="1 to 255 printable ASCII characters", field="Idempotency-Key")
         who = caller(self.request.scope)
-        return runner.Request(actor=actor_of(self.request), id=who.request_id, idempotency_key=key)
+        return runner.Request(actor=actor_of(self.request), id=who.request_id, idempotency_key=key or "")
 
     async def submit(self, verb: str, args: msgspec.Struct, name: str | None = None) -> Reply:
         """Begin a change of the thing that the path names: 202, and where to ask for its outcome."""
@@ -136,7 +136,7 @@ class Route:
         endpoint.__name__ = endpoint.__qualname__ = handler.__name__
         sized = {"request_max_body_size": None} if self.takes else {}
         return HTTPRouteHandler(
-            "/v1" + re.sub(r"{(\w+)}", r"{\1:str}", self.path),
+            litestar_path(self.path),
             http_method=cast(Any, self.method),
             guards=[guard],
             opt={"action": self.action, "open": self.open},
@@ -144,6 +144,10 @@ class Route:
             include_in_schema=False,
             **cast(Any, sized),
         )(endpoint)
+
+
+def litestar_path(path: str) -> str:
+    return "/v1" + re.sub(r"{(\w+)}", r"{\1:str}", path)
 
 
 class Routes(list[Route]):

@@ -14,6 +14,10 @@ from atoll.storage.model import Capacity, Pool
 
 MAX_BODY = 1 << 20
 """Bytes of a JSON body at most."""
+Base64 = Annotated[
+    bytes,
+    Meta(extra_json_schema={"pattern": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"}),
+]
 MAX_WAIT = 60.0
 """Seconds a request may wait for an operation at most: then ask again."""
 
@@ -40,7 +44,7 @@ class ExecBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """`argv`: the program and its arguments, no shell. `stdin`: base64. `timeout`: seconds, none: 1 hour."""
 
     argv: Annotated[tuple[Annotated[str, Meta(pattern=r"^[^\x00]*$")], ...], Meta(min_length=1, max_length=4096)]
-    stdin: bytes = b""
+    stdin: Base64 = b""
     env: dict[Annotated[str, Meta(pattern=r"^[^=\x00]+$")], Annotated[str, Meta(pattern=r"^[^\x00]*$")]] = {}
     timeout: Annotated[float, Meta(gt=0, le=86400)] | None = None
 

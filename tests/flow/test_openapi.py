@@ -72,7 +72,7 @@ def check(described: dict[str, Any], response: httpx.Response) -> None:
 
 
 async def test_every_route_answers_as_described(kit: Kit) -> None:
-    transport = httpx.ASGITransport(app=kit.as_uid())  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(app=kit.as_uid())
     kit.engine.files["/a"] = b"content"
     async with httpx.AsyncClient(transport=transport, base_url="http://atoll") as http:
         await http.post("/v1/tokens", json={"name": "web1"})
@@ -100,7 +100,7 @@ async def test_every_route_answers_as_described(kit: Kit) -> None:
 
 
 async def test_the_served_document_is_this_one(kit: Kit) -> None:
-    transport = httpx.ASGITransport(app=kit.as_uid())  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(app=kit.as_uid())
     async with httpx.AsyncClient(transport=transport, base_url="http://atoll") as http:
         served = (await http.get("/v1/openapi.json")).json()
     assert served == msgspec.json.decode(msgspec.json.encode(DOCUMENT))

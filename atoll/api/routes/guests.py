@@ -22,6 +22,7 @@ from atoll.api.route import (
     Routes,
     answer,
     check_path,
+    litestar_path,
     nothing,
     raw,
     read_query,
@@ -210,8 +211,9 @@ def console_handler(services: Services) -> WebsocketRouteHandler:
         with suppress(WebSocketDisconnect, RuntimeError):  # it may have gone meanwhile
             await socket.close(code=code, reason=reason.encode()[:120].decode(errors="ignore"))
 
-    path = "/v1" + CONSOLE.replace("{project}", "{project:str}").replace("{name}", "{name:str}")
-    return WebsocketRouteHandler(path, guards=[guard], opt={"action": "instance.console"})(console)
+    return WebsocketRouteHandler(litestar_path(CONSOLE), guards=[guard], opt={"action": "instance.console"})(
+        console
+    )
 
 
 async def _both_ways(socket: "WebSocket[Any, Any, Any]", stream: Stream, closing: asyncio.Event) -> bool:

@@ -23,7 +23,7 @@ routes = Routes()
 BASE = "/projects/{project}/instances"
 ONE = BASE + "/{name}"
 IF_MATCH = {"If-Match": "the ETag of the definition as you read it: refused with 412 where it changed since"}
-_TAG = re.compile(r'"(\d{1,18})"')
+_TAG = re.compile(r'"?([0-9]{1,18})"?')
 _rows = Rows()
 
 

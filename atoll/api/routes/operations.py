@@ -38,7 +38,7 @@ class WaitQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class HistoryQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Of one thing where `kind` and `name` are given, else of the whole project."""
+    """Of one thing where `name` is given (of `kind`; an instance where that is not), else of the whole project."""
 
     kind: Name = ""
     name: Name = ""
@@ -78,11 +78,17 @@ async def cancel_operation(call: Call) -> Reply:
 async def history(call: Call, query: HistoryQuery) -> Reply:
     """What was done, the latest first: the audit of one thing or of a project."""
     book = call.services.operations.book
-    if bool(query.kind) != bool(query.name):
-        raise Invalid("kind and name go together", field="name" if query.kind else "kind")
-    if query.kind:
-        return answer(await book.of(Subject(query.kind, call.project, query.name), limit=query.limit))
-    return answer(await book.latest(limit=query.limit, project=call.project))
+    if query.name:
+        subject = Subject(query.kind or "instance", call.project, query.name)
+        return answer(await book.of(subject, limit=query.limit))
+    found: list[Operation] = []
+    after = ""
+    while page := await book.latest(limit=query.limit, project=call.project, after=after):
+        found += [each for each in page if query.kind in ("", each.subject.kind)]
+        after = page[-1].id
+        if len(found) >= query.limit:
+            break
+    return answer(found[: query.limit])
 
 
 def _id(call: Call) -> str:
@@ -102,9 +108,10 @@ def _id(call: Call) -> str:
 )
 async def follow_events(call: Call, query: EventsQuery) -> Reply:
     """What happens, as it happens (Server-Sent Events). `event: compacted` ends a stream that fell behind."""
-    since = query.since or call.request.headers.get("last-event-id") or None
-    if since is not None and not (since.isascii() and since.isdigit() and len(since) <= 16):
+    last = call.request.headers.get("last-event-id", "")
+    if last and not (last.isascii() and last.isdigit() and len(last) <= 16):
         raise Invalid("this is not the id of an event", field="Last-Event-ID")
+    since = last or query.since  # a browser resumes by the header, at the address it began with
 
     def wanted(news: News) -> bool:
         if query.project is not None and news.project != query.project:
