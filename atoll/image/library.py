@@ -1,0 +1,189 @@
+"""The images of this host: records and content together.
+
+Each step may be run again after a crash. What a build leaves behind is known before it begins: `workplace(key)`
+(taken back by `clear(key)`) and blobs that no record names (taken back by `prune`).
+"""
+
+import asyncio
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from atoll.base.errors import Absent, Invalid
+from atoll.base.ids import Bytes, Digest
+from atoll.base.names import check_label, did_you_mean
+from atoll.host import disks, files
+from atoll.image.blobs import Blobs
+from atoll.image.book import ImageBook
+from atoll.image.model import File, Image, Manifest
+from atoll.image.recipes.recipe import Built, Progress, Recipe
+from atoll.storage.model import Layer
+
+FORMATS = frozenset({"raw", "qcow2"})
+ROLES = frozenset({"disk", "kernel", "initrd"})
+
+
+class Realised(msgspec.Struct, frozen=True, kw_only=True):
+    """An image as this host has it. `base`: the layers of a thin clone below its own; `kernel` and `initrd`:
+    paths, "" where it boots from its disk."""
+
+    manifest: Manifest
+    base: tuple[Layer, ...]
+    kernel: str = ""
+    initrd: str = ""
+
+
+class Pruned(msgspec.Struct, frozen=True):
+    """What was removed, and the bytes that this freed."""
+
+    manifests: tuple[Digest, ...]
+    blobs: tuple[Digest, ...]
+    freed: Bytes
+
+
+class Library:
+    """`root`: where content and builds are kept (`ROOT/blobs`, `ROOT/builds`); `cache`: for recipes' downloads."""
+
+    def __init__(self, root: Path, cache: Path, book: ImageBook, recipes: Mapping[str, Recipe]) -> None:
+        self.book = book
+        self.blobs = Blobs(root / "blobs")
+        self._root, self._cache, self._recipes = root.absolute(), cache.absolute(), recipes
+        self._builds = self._root / "builds"
+        self._releasing = asyncio.Lock()
+        """Held from reading which blobs records name to removing the others; nothing is released meanwhile."""
+
+    async def open(self) -> None:
+        """Make it ready and bring to an end what a crash left; call once, before any operation resumes."""
+        await self.blobs.open()
+        with files.translated(f"clear {self._builds}"):
+            await files.in_thread(_remove_tree, self._builds)
+        await self.book.recover()
+        await self.prune()
+
+    async def list(self, project: str) -> Sequence[Image]:
+        return [view.image for view in await self.book.visible(project)]
+
+    async def get(self, project: str, ref: str) -> Image:
+        """By name or by the beginning of its digest. Raises Absent, Invalid."""
+        return (await self.book.find(project, ref)).image
+
+    def present(self, manifest: Manifest) -> bool:
+        """Whether all its content is on this host. An image whose record is here and whose content is not is an
+        ordinary thing: it is fetched or built when it is needed."""
+        return all(self.blobs.present(file.digest) for file in manifest.files.values())
+
+    async def layers(self, digest: Digest) -> Realised:
+        """What a thin clone stands on and boots from. Raises Absent (no such image, or not on this host)."""
+        return self.realise(digest, await self.book.manifest(digest))
+
+    def realise(self, digest: Digest, manifest: Manifest) -> Realised:
+        """As `layers`, for a caller who has the manifest."""
+        if not self.present(manifest):
+            raise Absent(f"the content of image {digest} is not on this host", hint="build the image again")
+        paths = {role: str(self.blobs.path(file.digest)) for role, file in manifest.files.items()}
+        base = Layer(paths["disk"], manifest.files["disk"].format, read_only=True)
+        kernel, initrd = paths.get("kernel", ""), paths.get("initrd", "")
+        return Realised(manifest=manifest, base=(base,), kernel=kernel, initrd=initrd)
+
+    def recipe(self, name: str) -> Recipe:
+        """Raises Absent."""
+        if name not in self._recipes:
+            hint = did_you_mean(name, self._recipes) or f"there are {', '.join(sorted(self._recipes))}"
+            raise Absent(f"there is no recipe {name[:80]}", hint=hint, field="recipe")
+        return self._recipes[name]
+
+    def workplace(self, key: str) -> Path:
+        """Where the build `key` (an operation's id) writes. Raises Invalid."""
+        return self._builds / check_label(key, what="key of a build")
+
+    async def build(self, recipe: str, key: str, progress: Progress, *, refresh: bool = False) -> Built:
+        """Run a recipe in an empty workplace. Raises Absent and whatever the recipe raises."""
+        make, out = self.recipe(recipe), self.workplace(key)
+        await self.clear(key)
+        with files.translated(f"build in {out}"):
+            _make_folders(out, self._cache)
+        return await make(out, self._cache, progress, refresh=refresh)
+
+    async def clear(self, key: str) -> None:
+        """Remove a build's workplace. Absent is success."""
+        with files.translated(f"clear {self.workplace(key)}"):
+            await files.in_thread(_remove_tree, self.workplace(key))
+
+    async def add_built(self, project: str, name: str, built: Built) -> Image:
+        """Take a build's files in and give the image its name; an older image of that name keeps its users.
+
+        Equal content gives the same image and is not kept twice. Raises Invalid, Refused, Exhausted, Broken.
+        """
+        check_label(name)
+        if "disk" not in built.files or built.files.keys() - ROLES:
+            raise Invalid(
+                f"an image has a disk, and may have kernel and initrd, not {', '.join(sorted(built.files))}"
+            )
+        kept: dict[str, File] = {}
+        try:
+            for role, path in sorted(built.files.items()):
+                kept[role] = await self._take_in(role, path, built)
+            manifest = Manifest(
+                arch=built.arch,
+                files=kept,
+                cmdline=built.cmdline,
+                agent=built.agent,
+                min_memory=built.min_memory,
+                source=built.source,
+            )
+            return await self.book.record(project, name, manifest)
+        finally:
+            async with self._releasing:
+                self.blobs.release(*(file.digest for file in kept.values()))
+
+    async def rename(self, project: str, name: str, to: str) -> Image:
+        """Raises Absent, Exists, Invalid, Refused."""
+        return await self.book.rename(project, name, to)
+
+    async def delete(self, project: str, name: str) -> Pruned:
+        """Remove a name, and the content with its last use. Raises Absent, Refused (volumes stand on it)."""
+        await self.book.delete(project, name)
+        return await self.prune()
+
+    async def prune(self) -> Pruned:
+        """Remove manifests that nothing holds, and blobs that no manifest names."""
+        manifests = await self.book.prune()
+        async with self._releasing:
+            here = await self.blobs.usage()
+            needed = {file.digest for one in (await self.book.manifests()).values() for file in one.files.values()}
+            gone = tuple(digest for digest in here if digest not in needed and not self.blobs.held(digest))
+            for digest in gone:  # nothing is awaited between the check and the removal
+                self.blobs.remove(digest)
+        return Pruned(tuple(manifests), gone, Bytes(sum(here[digest] for digest in gone)))
+
+    async def verify(self, digest: Digest) -> None:
+        """Read an image's content again. Raises Absent, Broken (the message names the damaged blob)."""
+        for file in (await self.book.manifest(digest)).files.values():
+            await self.blobs.verify(file.digest)
+
+    async def _take_in(self, role: str, path: Path, built: Built) -> File:
+        format = built.disk_format if role == "disk" else "raw"
+        virtual = await self._checked_disk(path, format) if role == "disk" else Bytes(0)
+        file = await self.blobs.add(path, ours=path.is_relative_to(self._root))
+        return msgspec.structs.replace(file, format=format, virtual_size=virtual)
+
+    async def _checked_disk(self, path: Path, format: str) -> Bytes:
+        """Its virtual size. A disk that names other files would read whatever of this host it names."""
+        if format not in FORMATS:
+            raise Invalid(f"an image's disk is {' or '.join(sorted(FORMATS))}, not {format}")
+        info = await disks.info(path, format)
+        if other := info.backing or info.outside:
+            raise Invalid(f"the disk of an image must stand alone: this one needs {other}")
+        return info.virtual_size
+
+
+def _make_folders(*paths: Path) -> None:
+    for path in paths:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def _remove_tree(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)
