@@ -1,0 +1,85 @@
+"""The door to QMP: every command has a deadline, and every failure is one of ours. Wraps qemu.qmp."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import ConnectError, EventListener, ExecuteError, Message, QMPClient, QMPError
+
+from atoll.base.errors import Absent, AtollError, Broken, Unreachable
+from atoll.host import sockets
+
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # what it would log is raised, and told once by us
+
+Event = Mapping[str, Any]
+TIMEOUT = 20.0
+"""Seconds for a command. QEMU answers in milliseconds, but its main loop may wait for a slow disk."""
+
+
+class _Teller(EventListener):
+    """Tells each event as it is read, so that all that came before the end are told before the end."""
+
+    def __init__(self, tell: Callable[[Event], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    async def put(self, event: Message) -> None:
+        self._tell(event)
+
+
+class Qmp:
+    """One connection to a running QEMU. `lost` is done once it is gone, by whichever end."""
+
+    def __init__(self, client: QMPClient, name: str) -> None:
+        self._client, self._name = client, name
+        self.lost = asyncio.create_task(self._watch(), name=f"qmp of {name}")
+
+    @classmethod
+    async def connect(
+        cls, path: Path, name: str, on_event: Callable[[Event], None], *, timeout: float = TIMEOUT
+    ) -> "Qmp":
+        """Raises Absent (nobody listens there), Unreachable (silent), Broken (it hung up or is no QMP)."""
+        client = QMPClient(name)
+        client.register_listener(_Teller(on_event))
+        sock = await sockets.connect(path, timeout=timeout)
+        try:
+            async with asyncio.timeout(timeout):
+                await client.connect(sock)
+        except TimeoutError as error:
+            raise Unreachable(f"{name}: QEMU did not answer within {timeout:g} s") from error
+        except (ConnectError, QMPError, OSError, EOFError) as error:
+            sock.close()
+            raise Broken(f"{name}: QEMU hung up: {error}") from error
+        return cls(client, name)
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float = TIMEOUT
+    ) -> Any:
+        """Raises Broken (QEMU said no), Unreachable (the outcome is unknown)."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._client.execute(command, arguments)
+        except ExecuteError as error:
+            kind: type[AtollError] = Absent if error.error_class == "DeviceNotFound" else Broken
+            raise kind(f"{self._name}: QEMU refused {command}: {error}") from error
+        except TimeoutError as error:
+            raise Unreachable(f"{self._name}: QEMU did not answer {command} within {timeout:g} s") from error
+        except (QMPError, OSError, EOFError, asyncio.InvalidStateError) as error:
+            raise Unreachable(f"{self._name}: QEMU hung up during {command}") from error
+
+    async def _watch(self) -> None:
+        while self._client.runstate.name == "RUNNING":
+            await self._client.runstate_changed()
+        with contextlib.suppress(QMPError, OSError, EOFError):
+            await self._client.disconnect()
+
+    async def close(self) -> None:
+        """Hang up. QEMU goes on."""
+        with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
+            async with asyncio.timeout(5):
+                await self._client.disconnect()
+        self.lost.cancel()
+        await asyncio.gather(self.lost, return_exceptions=True)

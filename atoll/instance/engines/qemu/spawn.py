@@ -1,0 +1,160 @@
+"""Start QEMU for one plan: open what it may use, join its control group, drop every right, execute."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+import stat
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from atoll.base.errors import Broken, Invalid
+from atoll.base.units import MiB
+from atoll.host import process, sockets
+from atoll.host.cgroups import Bounds, Cgroups
+from atoll.host.files import translated
+from atoll.host.process import Process
+from atoll.host.run import find, search_path
+from atoll.instance.engines.qemu import argv
+from atoll.instance.engines.qemu.argv import Handed, LayerHanded, NicHanded
+from atoll.instance.engines.qemu.rundir import RunDir
+from atoll.instance.model import BootPlan, Limits, NicPlan
+from atoll.storage.model import Layer
+
+JOIN = 'for group do shift; [ "$group" = -- ] && break; echo $$ >"$group" || exit 71; done; exec "$@"'
+"""The one shell text: a constant. A group must be joined before the program runs, since v1 never moves memory
+charges, and between fork and exec no Python may run."""
+
+_TUN, _VHOST, _KVM = "/dev/net/tun", "/dev/vhost-net", Path("/dev/kvm")
+_TUNSETIFF = 0x400454CA
+_TAP, _NO_PI, _VNET_HDR = 0x0002, 0x1000, 0x4000  # linux/if_tun.h
+_TCG_OVERHEAD, _KVM_OVERHEAD = argv.TB_SIZE + 320 * MiB, 320 * MiB
+_THREADS = 192
+"""Beside one a CPU: up to 64 for disk I/O, the rest for VNC, migration and to spare."""
+
+
+def bounds(plan: BootPlan, limits: Limits, *, memory: int) -> Bounds:
+    """QEMU's own memory (devices, translated code, page tables) is beside the guest's and generously guessed:
+    the limit is against a QEMU gone wild, not to save memory."""
+    own = _TCG_OVERHEAD if plan.hardware.accel == "tcg" else _KVM_OVERHEAD
+    return Bounds(
+        cpu=limits.cpu,
+        cpu_weight=limits.cpu_weight,
+        memory=memory + memory // 32 + own,
+        pids=max(plan.cpus, plan.hardware.max_cpus) + _THREADS,
+    )
+
+
+def prefix(groups: Sequence[Path], *, uid: int | None, kvm_group: int | None) -> list[str]:
+    """What stands before QEMU in its command line: join the control groups, then give up every right. Pure."""
+    line = ["/bin/sh", "-c", JOIN, "atoll-spawn", *map(str, groups), "--"] if groups else []
+    if uid is not None:
+        others = ["--clear-groups"] if kvm_group is None else ["--groups", str(kvm_group)]
+        line += ["setpriv", "--reuid", str(uid), "--regid", str(uid), *others]
+        line += ["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--"]
+    return line
+
+
+def spawn(plan: BootPlan, run: RunDir, cgroups: Cgroups | None, *, tag: str, tsc_khz: int) -> Process:
+    """Returns as soon as the process is there; its monitor takes connections already.
+
+    Raises Absent (a disk or kernel), Lacking, Exhausted, Invalid, Broken.
+    """
+    binary = find("qemu-system-x86_64")
+    groups = cgroups.make(run.name, bounds(plan, plan.limits, memory=plan.memory)) if cgroups else ()
+    with contextlib.ExitStack() as opened:
+        handed = _open(plan, run, opened, tsc_khz)
+        log = opened.enter_context(run.log.open("ab", buffering=0))
+        kvm = _KVM.stat().st_gid if plan.hardware.accel == "kvm" and _KVM.exists() else None
+        line = argv.build(plan, handed, tag=tag)
+        line[0] = str(binary)
+        return process.spawn(
+            [*prefix(groups, uid=plan.uid, kvm_group=kvm), *line],
+            cwd=run.own,
+            fds=argv.fds(handed),
+            log=log,
+            env={"PATH": search_path(), "LANG": "C.UTF-8"},
+        )
+
+
+def _open(plan: BootPlan, run: RunDir, opened: contextlib.ExitStack, tsc_khz: int) -> Handed:
+    def listening(path: Path) -> int:
+        sock: socket.socket = opened.enter_context(sockets.listen(path))
+        return sock.fileno()
+
+    def file(path: Path | str, flags: int) -> int:
+        fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        opened.callback(os.close, fd)
+        return fd
+
+    with translated(f"open the files of {plan.name}"):
+        return Handed(
+            qmp=listening(run.qmp),
+            console=listening(run.console),
+            agent=listening(run.agent),
+            atoll=listening(run.atoll),
+            serial_log=file(run.serial, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+            kernel=file(_readable(plan.boot.kernel, run, plan.uid), os.O_RDONLY),
+            initrd=file(_readable(plan.boot.initrd, run, plan.uid), os.O_RDONLY),
+            disks=tuple(tuple(_layer(layer, file) for layer in disk.attachment.layers) for disk in plan.disks),
+            nics=tuple(_nic(plan, nic, opened) for nic in plan.nics),
+            ram=_ram(plan, run) if plan.forkable else "",
+            tsc_khz=tsc_khz,
+        )
+
+
+def _readable(path: str, run: RunDir, uid: int | None) -> str:
+    """QEMU opens kernel and initrd anew, as its own user: what only we may read is copied to its directory."""
+    if uid is None or os.stat(path).st_mode & stat.S_IROTH:
+        return path
+    copy = run.own / Path(path).name
+    shutil.copyfile(path, copy)
+    os.chown(copy, uid, uid)
+    return str(copy)
+
+
+def path_of(layer: Layer) -> Path:
+    """Of a layer that is a file or block device. Raises Invalid for any other URI."""
+    path = layer.uri.removeprefix("file://")
+    if not path.startswith("/"):
+        raise Invalid(f"QEMU is not told yet how to open {layer.uri}")
+    return Path(path)
+
+
+def _layer(layer: Layer, file: Callable[[Path, int], int]) -> LayerHanded:
+    fd = file(path_of(layer), os.O_RDONLY if layer.read_only else os.O_RDWR)
+    device = stat.S_ISBLK(os.fstat(fd).st_mode)
+    return LayerHanded(fd=fd, format=layer.format, read_only=layer.read_only, block_device=device)
+
+
+def _nic(plan: BootPlan, nic: NicPlan, opened: contextlib.ExitStack) -> NicHanded:
+    if nic.plugged.backend == "user":
+        return NicHanded()
+    if nic.plugged.backend != "tap":
+        raise Invalid(f"QEMU has no network backend {nic.plugged.backend}")
+    fd = os.open(_TUN, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    opened.callback(os.close, fd)
+    request = struct.pack("16sH22x", nic.plugged.link.encode(), _TAP | _NO_PI | _VNET_HDR)
+    try:
+        fcntl.ioctl(fd, _TUNSETIFF, request)
+    except OSError as error:
+        raise Broken(f"the tap {nic.plugged.link} of {plan.name} cannot be opened: {error.strerror}") from error
+    vhost = -1
+    if plan.hardware.accel == "kvm":
+        with contextlib.suppress(OSError):  # without vhost QEMU moves the packets itself
+            vhost = os.open(_VHOST, os.O_RDWR | os.O_CLOEXEC)
+            opened.callback(os.close, vhost)
+    return NicHanded(fd=fd, vhost=vhost)
+
+
+def _ram(plan: BootPlan, run: RunDir) -> str:
+    fd = os.open(run.ram, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(fd, plan.memory)
+        if plan.uid is not None:
+            os.fchown(fd, plan.uid, plan.uid)
+    finally:
+        os.close(fd)
+    return str(run.ram)
