@@ -13,7 +13,7 @@ from atoll.instance.model import State
 HOLDING = frozenset({State.CREATING, State.STARTING, State.RUNNING, State.PAUSED, State.STOPPING, State.MIGRATING})
 """States in which an instance holds its memory; a stopped one holds none."""
 ENGINE_OVERHEAD = Bytes(64 << 20)
-"""What a guest costs its host beside its own memory, bytes: QEMU's resident size with a 64 MiB guest, rounded up."""
+"""What a guest costs its host beside its own memory, bytes: QEMU's own resident size, rounded up."""
 
 
 class HostMemory(msgspec.Struct, frozen=True):

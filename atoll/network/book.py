@@ -4,6 +4,7 @@ Addresses are given out by transaction: `plan_port` looks for free ones and cont
 caller's commit, which fails with Conflict where somebody was faster; plan again then (`commit_afresh`).
 """
 
+import re
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -11,7 +12,7 @@ import msgspec
 from atoll.base.clock import monotonic, now
 from atoll.base.errors import Absent, Exists, Refused
 from atoll.base.ids import NetworkId, PortId, new_uuid
-from atoll.base.names import check_label, did_you_mean
+from atoll.base.names import LABEL, check_label, did_you_mean
 from atoll.network.addresses import (
     choose_prefix,
     choose_subnet,
@@ -71,7 +72,7 @@ class NetworkBook:
 
     async def get(self, project: str, name: str) -> Network:
         """By name: the project's own, else the default project's. Raises Absent."""
-        if name.isascii() and name.isprintable():
+        if re.fullmatch(LABEL, name):
             for owner in (project, DEFAULT):
                 index = await self._store.get(name_of(owner, name))
                 if index and (entry := await self._store.get(definition(owner, index.value.decode()))):
@@ -208,6 +209,20 @@ class NetworkBook:
         values = {key: port.id.encode() for key in claims}
         values[Key(ports_of(network.id) + port.id)] = msgspec.json.encode(port)
         return port, Txn({key: entry.revision, **dict.fromkeys(values, ABSENT)}, values)
+
+    async def rename_port(self, network: Network, id: PortId, *, project: str, name: str) -> Port | None:
+        """Give a port its guest's new name; the port as it is then, None where it is gone."""
+
+        async def make() -> tuple[Port | None, Txn]:
+            key = Key(ports_of(network.id) + id)
+            entry = await self._store.get(key)
+            if entry is None:
+                return None, Txn()
+            full = name if project == network.project else f"{name}.{project}"
+            port = msgspec.structs.replace(msgspec.json.decode(entry.value, type=Port), name=full)
+            return port, Txn({key: entry.revision}, {key: msgspec.json.encode(port)})
+
+        return (await commit_afresh(self._store, make))[0]
 
     async def release_port(self, network: NetworkId, id: PortId) -> Txn:
         """The part of a commit that gives everything of a port back; nothing where it is gone already."""

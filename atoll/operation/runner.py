@@ -201,11 +201,11 @@ class Operations:
     async def recover(self) -> list[Operation]:
         """After a start: finish or take back whatever a former daemon left in the middle. Returns the outcomes."""
         journals = await self.journal.all()
-        ours = {op.id: op for op in await self.book.running() if op.host == self._host}
+        ours = {op.id: op for op in await self.book.running() if op.host == self._host and op.epoch < self._epoch}
         ended = []
         for id, operation in sorted(ours.items()):
             ended.append(await self._recover(operation, journals.pop(id, [])))
-        for id in journals:  # its outcome was recorded, its journal not yet closed
+        for id in journals.keys() - self._works.keys():  # its outcome was recorded, its journal not yet closed
             await self.journal.close(id)
         return ended
 

@@ -54,8 +54,11 @@ class Verb(Protocol):
     that step; it then goes on from there.
     """
 
-    name: str
-    steps: Mapping[str, Recovery]
-    args: type[msgspec.Struct]
+    @property
+    def name(self) -> str: ...
+    @property
+    def steps(self) -> Mapping[str, Recovery]: ...
+    @property
+    def args(self) -> Any: ...
 
     async def run(self, work: Any, args: Any) -> Any: ...

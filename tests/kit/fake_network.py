@@ -22,24 +22,24 @@ class FakeNetwork(Faults):
         self.host: FakeHost = {} if host is None else host
 
     async def up(self) -> None:
-        self._maybe("up")
+        self.maybe("up")
         self.host.setdefault(self._record.id, {})
 
     async def down(self) -> None:
-        self._maybe("down")
+        self.maybe("down")
         self.host.pop(self._record.id, None)
 
     async def plug(self, port: Port, *, owner: int | None = None) -> Plugged:
-        self._maybe("plug")
+        self.maybe("plug")
         if self._record.id not in self.host:
             raise Broken(f"network {self._record.name} is not up")
         plugged = Plugged("tap", link=f"fake{port.id[:8]}", mtu=self._record.mtu)
         return self.host[self._record.id].setdefault(port.id, plugged)
 
     async def unplug(self, port: PortId) -> None:
-        self._maybe("unplug")
+        self.maybe("unplug")
         self.host.get(self._record.id, {}).pop(port, None)
 
     async def ports(self) -> Mapping[PortId, Plugged]:
-        self._maybe("ports")
+        self.maybe("ports")
         return dict(self.host.get(self._record.id, {}))

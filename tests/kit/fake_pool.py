@@ -26,21 +26,21 @@ class FakePool(Faults):
         self.attached: set[VolumeId] = set()
 
     async def open(self) -> None:
-        self._maybe("open")
+        self.maybe("open")
 
     async def create(self, spec: VolumeSpec) -> None:
-        self._maybe("create")
+        self.maybe("create")
         if spec.id in self.held:
             raise Exists(f"volume {spec.id} already exists")
         self._check_room()
         self.held[spec.id] = spec
 
     async def delete(self, volume: VolumeId) -> None:
-        self._maybe("delete")
+        self.maybe("delete")
         self.held.pop(volume, None)
 
     async def grow(self, volume: VolumeId, size: Bytes) -> None:
-        self._maybe("grow")
+        self.maybe("grow")
         spec = self._present(volume)
         if size < spec.size:
             raise Refused(f"volume {volume} cannot become smaller")
@@ -49,14 +49,14 @@ class FakePool(Faults):
         self.held[volume] = msgspec.structs.replace(spec, size=size)
 
     async def attach(self, volume: VolumeId) -> Attachment:
-        self._maybe("attach")
+        self.maybe("attach")
         spec = self._present(volume)
         self.attached.add(volume)
         below = (msgspec.structs.replace(layer, read_only=True) for layer in spec.base)
         return Attachment((Layer(f"/fake/{volume}", "raw"), *below))
 
     async def detach(self, volume: VolumeId) -> None:
-        self._maybe("detach")
+        self.maybe("detach")
         self.attached.discard(volume)
 
     async def volumes(self) -> Mapping[VolumeId, Usage]:

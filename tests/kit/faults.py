@@ -1,10 +1,10 @@
-"""Faults on demand, for working stand-ins."""
+"""Faults on demand, for every fake."""
 
 from atoll.base.errors import AtollError
 
 
 class Faults:
-    """Make the next call of a name fail: `fail("start", Broken("no KVM"))`."""
+    """`fail("start", Broken("no KVM"))` makes the next call of that name raise, once."""
 
     def __init__(self) -> None:
         self._next: dict[str, AtollError] = {}
@@ -12,6 +12,6 @@ class Faults:
     def fail(self, call: str, error: AtollError) -> None:
         self._next[call] = error
 
-    def _maybe(self, call: str) -> None:
+    def maybe(self, call: str) -> None:
         if error := self._next.pop(call, None):
             raise error

@@ -1,0 +1,186 @@
+"""The composition root: the only file that chooses drivers and puts the parts together."""
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from atoll import __version__
+from atoll.api.services import Services
+from atoll.api.tokens import TokenBook
+from atoll.base.units import parse_size
+from atoll.client.wire import RecipeView
+from atoll.daemon import identity
+from atoll.daemon.config import Config
+from atoll.daemon.host import HostView, Kernels
+from atoll.daemon.networks import NetworkList, Realised
+from atoll.daemon.paths import Paths
+from atoll.host import cgroups
+from atoll.host.links import routes
+from atoll.host.probe.settled import AccelProbe
+from atoll.image.book import ImageBook
+from atoll.image.library import Library
+from atoll.image.recipes.recipe import Recipe
+from atoll.image.recipes.registry import RECIPES
+from atoll.image.verbs import Build, DeleteImage, PruneImages, RenameImage, image_undoers
+from atoll.instance.admission import HostMemory
+from atoll.instance.book import InstanceBook
+from atoll.instance.catalog import Catalog
+from atoll.instance.engines.qemu.engine import Qemu
+from atoll.instance.here import Here
+from atoll.instance.keeper import Keeper
+from atoll.instance.model import Kind
+from atoll.instance.supplies import Supplies
+from atoll.instance.uids import Uids
+from atoll.instance.undoers import undoers
+from atoll.instance.verbs.change import Rename, Set
+from atoll.instance.verbs.delete import Delete
+from atoll.instance.verbs.launch import Launch
+from atoll.instance.verbs.power import Pause, Restart, Resume, Revive, Start, Stop
+from atoll.network.book import NetworkBook
+from atoll.network.naming import run_directory
+from atoll.network.registry import Site
+from atoll.operation.book import OperationBook
+from atoll.operation.events import Events
+from atoll.operation.journal import Journal
+from atoll.operation.runner import Hook, Operations, nothing
+from atoll.storage.book import StorageBook
+from atoll.storage.registry import Pools
+from atoll.store.api import Key, Store, Txn
+from atoll.store.sqlite import SqliteStore
+
+EPOCH = Key("/daemon/epoch")
+BOOT = Key("/daemon/boot")
+"""The host's boot that a daemon was last started in: another one means that the host was restarted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Atoll:
+    """Everything of one daemon, wired. `rebooted`: this is its first start since the host's."""
+
+    services: Services
+    keeper: Keeper
+    engine: Qemu
+    probe: AccelProbe
+    library: Library
+    rebooted: bool
+
+
+@contextlib.asynccontextmanager
+async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIterator[Atoll]:
+    """Wire a daemon over its state directory; leaving lets go of everything, and guests go on."""
+    me = identity.load(paths.state)
+    async with contextlib.AsyncExitStack() as held:
+        shared, local = await SqliteStore.open(paths.shared), await SqliteStore.open(paths.local)
+        held.push_async_callback(local.close)
+        held.push_async_callback(shared.close)
+        epoch, rebooted = await _started(local)
+        events = Events(local)
+        await events.start()
+        held.push_async_callback(events.close)
+        operations = Operations(OperationBook(shared), Journal(local), events, host=me.id, epoch=epoch, hook=hook)
+        held.push_async_callback(operations.close)
+
+        images, storage, networks = ImageBook(shared), StorageBook(shared), NetworkBook(shared)
+        library = Library(paths.images, paths.cache, images, RECIPES)
+        await library.open()
+        pools = Pools(storage, host=me.id, home=paths.state)
+        await storage.ensure_default()
+        await pools.open()
+        realised = Realised(Site(me.tag, run_directory(me.tag), local))
+        await _default_network(networks)
+
+        kernels = Kernels(library)
+        probe = kernels.probe = AccelProbe(paths.state / "accel.json", kernels)
+        held.push_async_callback(probe.close)
+        await kernels.changed()
+        engine = _engine(paths, me.tag, probe)
+        held.push_async_callback(engine.close)
+        supplies = Supplies(
+            shared, images, library, storage, pools, networks, realised.driver, me.id, asyncio.Lock()
+        )
+        uids = Uids(local, me.tag) if os.geteuid() == 0 else None
+        memory = MemoryNow(parse_size(config.limits.memory_reserve), config.limits.memory_overcommit)
+        here = Here(me.id, InstanceBook(shared), {Kind.VM: engine}, supplies, uids, memory, events)
+        _teach(operations, here, library, kernels)
+        catalog = await held.enter_async_context(Catalog(shared))
+        keeper = Keeper(here, operations)
+        held.push_async_callback(keeper.close)
+        services = Services(
+            version=__version__,
+            host_id=me.id,
+            operations=operations,
+            events=events,
+            instances=catalog,
+            engines=here.engines,
+            images=library,
+            networks=NetworkList(networks),
+            pools=pools,
+            tokens=TokenBook(shared),
+            host=HostView(paths.state, probe),
+            memory=memory,
+            recipes=tuple(RecipeView(name=name, description=about(recipe)) for name, recipe in RECIPES.items()),
+        )
+        yield Atoll(services, keeper, engine, probe, library, rebooted)
+
+
+def about(recipe: Recipe) -> str:
+    """A recipe's first words about itself."""
+    return (getattr(sys.modules[recipe.__module__], "__doc__", "") or "").strip().partition("\n")[0]
+
+
+def _teach(operations: Operations, here: Here, library: Library, kernels: Kernels) -> None:
+    operations.know(
+        Launch(here),
+        Start(here),
+        Revive(here),
+        Stop(here),
+        Restart(here),
+        Pause(here),
+        Resume(here),
+        Delete(here),
+        Set(here),
+        Rename(here),
+        undoers=undoers(here),
+    )
+    operations.know(
+        Build(library, kernels.changed),
+        DeleteImage(library),
+        RenameImage(library),
+        PruneImages(library),
+        undoers=image_undoers(library),
+    )
+
+
+def _engine(paths: Paths, tag: str, probe: AccelProbe) -> Qemu:
+    return Qemu(paths.run, host_tag=tag, cgroups=cgroups.detect(tag), accel=probe.settled)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNow:
+    """This host's memory and how much of it may be promised, read anew at each call."""
+
+    reserve: int
+    overcommit: float
+
+    def __call__(self) -> HostMemory:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return HostMemory(total, self.reserve, self.overcommit)  # type: ignore[arg-type]
+
+
+async def _started(local: Store) -> tuple[int, bool]:
+    """The number of this start, and whether the host was restarted since the last one."""
+    epoch, boot = await local.get(EPOCH), await local.get(BOOT)
+    number, now = int(epoch.value) + 1 if epoch else 1, identity.boot_id().encode()
+    await local.commit(Txn(put={EPOCH: str(number).encode(), BOOT: now}))
+    return number, boot is not None and boot.value != now
+
+
+async def _default_network(networks: NetworkBook) -> None:
+    """A bridge where this daemon may make one, user-mode networking for an ordinary user."""
+    if os.geteuid() == 0:
+        await networks.ensure_default("default", "bridge", plans_addresses=True, taken=await routes())
+    else:
+        await networks.ensure_default("default", "user", plans_addresses=False)

@@ -1,0 +1,53 @@
+"""The daemon's settings: `atoll.toml` in its state directory. All have defaults; an unknown one is an error."""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from atoll.base.errors import Invalid
+from atoll.base.units import parse_size
+
+
+class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`tcp`: HOST:PORT for HTTPS; "" for none; "auto": 127.0.0.1 and the first free port from 8443 on.
+
+    `group`: whose members may use the unix socket beside its owner.
+    """
+
+    tcp: str = "auto"
+    group: str = ""
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`memory_reserve`: kept for the host itself. `memory_overcommit`: 1.0 promises no more than there is."""
+
+    memory_overcommit: Annotated[float, Meta(ge=0.1, le=100)] = 1.0
+    memory_reserve: str = "512MiB"
+
+
+class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`size`: of one file; two are kept."""
+
+    level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
+    size: str = "8MiB"
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    listen: Listen = Listen()
+    limits: Limits = Limits()
+    log: Log = Log()
+
+
+def load(path: Path) -> Config:
+    """Raises Invalid with the file, and the setting where one is wrong."""
+    try:
+        config = msgspec.toml.decode(path.read_bytes(), type=Config)
+        parse_size(config.limits.memory_reserve, field="limits.memory_reserve")
+        parse_size(config.log.size, field="log.size")
+    except FileNotFoundError:
+        return Config()
+    except (msgspec.DecodeError, Invalid, ValueError) as error:
+        raise Invalid(f"{path}: {error}", hint="docs/daemon.md lists the settings") from error
+    return config

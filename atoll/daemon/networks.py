@@ -1,0 +1,40 @@
+"""The networks as this host has them: each driver made at first use and kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from atoll.base.ids import NetworkId
+from atoll.network.book import NetworkBook
+from atoll.network.model import Network, Port
+from atoll.network.network import NetworkDriver
+from atoll.network.registry import Site, realise
+
+
+@dataclass(frozen=True, slots=True)
+class Realised:
+    site: Site
+    _known: dict[NetworkId, NetworkDriver] = field(default_factory=dict)
+
+    async def driver(self, record: Network) -> NetworkDriver:
+        """Raises Invalid where there is no such driver."""
+        found = self._known.get(record.id)
+        if found is None:
+            found = self._known.setdefault(record.id, await realise(record, self.site))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkList:
+    """Networks for reading."""
+
+    book: NetworkBook
+
+    async def list(self, project: str) -> Sequence[Network]:
+        return await self.book.visible(project)
+
+    async def get(self, project: str, name: str) -> Network:
+        """Raises Absent."""
+        return await self.book.get(project, name)
+
+    async def ports(self, network: NetworkId) -> Sequence[Port]:
+        return await self.book.ports(network)

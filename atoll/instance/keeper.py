@@ -1,0 +1,168 @@
+"""Keep records true and wishes fulfilled: what happens to guests reaches their records; policies act on it.
+
+News comes from engines' events, never from polling. At a start of the daemon, `reconcile` compares what the
+engines found with what is recorded.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from atoll.base import clock
+from atoll.base.errors import AtollError
+from atoll.base.ids import InstanceId
+from atoll.instance.book import InstanceView
+from atoll.instance.engine import Engine, GuestEvent, Observed
+from atoll.instance.here import ALIVE, Here
+from atoll.instance.model import MAY_FOLLOW, Exit, Power, Restart, State
+from atoll.instance.verbs.args import DiedArgs, NamedArgs
+from atoll.operation.model import Actor, Subject
+from atoll.operation.runner import Operations, Request
+
+log = logging.getLogger(__name__)
+
+BACK_OFF = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+"""Seconds before the 1st, 2nd, ... restart in a row; the last one from then on."""
+HEALTHY = 300.0
+"""Seconds of running after which the next death counts as the first again."""
+LIVELY = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.MIGRATING})
+
+
+def due(restart: Restart, power: Power, exit: Exit | None) -> bool:
+    """Whether the restart policy asks for a new start after that end."""
+    if power is Power.OFF or restart is Restart.NO:
+        return False
+    return restart is Restart.ALWAYS or exit is None or not exit.clean
+
+
+class Keeper:
+    def __init__(self, here: Here, operations: Operations, *, back_off: Sequence[float] = BACK_OFF) -> None:
+        self._here, self._operations, self._back_off = here, operations, back_off
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Follow every engine from now on: call it before `reconcile`, so that nothing falls between."""
+        for engine in self._here.engines.values():
+            self._own(self._follow(engine), f"keeper of {engine.kind}")
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _follow(self, engine: Engine) -> None:
+        async for event in engine.events():
+            try:
+                await self.record(event)
+            except Exception:
+                log.exception("could not record %s of %s", event.seen.state, event.guest)
+
+    async def record(self, event: GuestEvent) -> None:
+        """One piece of news into the record, unless it is of an older generation or a verb is at it."""
+        view = await self._here.book.by_id(event.guest)
+        if view is None or view.status.generation != event.seen.generation:
+            return
+        if event.seen.state is State.STOPPED:
+            if view.status.state in ALIVE:
+                await self._died(view, event.seen)
+        elif view.status.state in ALIVE and event.seen.state in ALIVE:
+            await self._here.seen(view.id, event.seen.state, reason=event.seen.reason)
+
+    async def _died(self, view: InstanceView, seen: Observed) -> None:
+        reason = seen.exit.reason if seen.exit else "ended"
+        log.info("%s/%s ended: %s", view.project, view.name, reason)
+        ran = (clock.parse(clock.now()) - clock.parse(view.status.since)).total_seconds()
+        restarts = 0 if ran > HEALTHY else view.status.restarts
+        await self._here.supplies.unplug(view)
+        now = await self._here.seen(view.id, State.STOPPED, exit=seen.exit, reason=reason, restarts=restarts)
+        if now is not None and now.status.state is State.STOPPED:
+            self._revive(now)
+
+    def _revive(self, view: InstanceView) -> None:
+        spec = view.instance.spec
+        if due(spec.restart, spec.power, view.status.exit):
+            self._own(self._restart(view), f"restart of {view.id}")
+
+    async def _restart(self, view: InstanceView) -> None:
+        await asyncio.sleep(self._back_off[min(view.status.restarts, len(self._back_off) - 1)])
+        args = DiedArgs(project=view.project, name=view.name, generation=view.status.generation)
+        await self._submit("instance.revive", args, view, "restart-policy")
+
+    async def _submit(self, verb: str, args: msgspec.Struct, view: InstanceView, why: str) -> None:
+        subject = Subject("instance", view.project, view.name, view.id)
+        request = Request(actor=Actor("atoll", why))
+        try:
+            await self._operations.do(verb, args, subject, request)
+        except AtollError as error:
+            log.warning("%s of %s/%s by %s failed: %s", verb, view.project, view.name, why, error)
+            now = await self._here.book.by_id(view.id)
+            if verb == "instance.revive" and now is not None and now.status.state is State.STOPPED:
+                self._revive(now)
+
+    def _own(self, work: object, name: str) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(work, name=name)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def reconcile(self, adopted: Mapping[InstanceId, Observed], *, rebooted: bool) -> None:
+        """After a start of the daemon and the recovery of its operations: records follow what is there now,
+        and of `adopted` only what had ended by then. (Recovery ends and starts guests.)
+
+        `rebooted`: the host started anew, so everything wanted on is started in autostart order.
+        """
+        found = {guest: seen for guest, seen in adopted.items() if seen.state is State.STOPPED}
+        for engine in self._here.engines.values():
+            found |= await engine.observe()
+        views = [view for view in await self._here.book.all() if view.status.host == self._here.host]
+        for view in views:
+            try:
+                await self._compare(view, found.get(view.id), rebooted)
+            except AtollError as error:
+                log.error("could not reconcile %s/%s: %s", view.project, view.name, error)
+        known = {view.id for view in views}
+        for guest in found.keys() - known:
+            await self._end_orphan(guest)
+        await self._here.supplies.sweep(await self._here.book.all())
+        if rebooted:
+            self._own(self._autostart(), "autostart")
+
+    async def _compare(self, view: InstanceView, seen: Observed | None, rebooted: bool) -> None:
+        alive = seen is not None and seen.state in ALIVE and seen.generation == view.status.generation
+        if alive and seen is not None:
+            if view.status.state is not State.GONE:  # a deletion that failed half way: its user deletes again
+                await self._found(view, seen)
+            return
+        if view.status.state in LIVELY | {State.STOPPING}:
+            exit = seen.exit if seen and seen.exit else Exit("the host was restarted", rebooted, clock.now())
+            await self._here.supplies.unplug(view)
+            now = await self._here.seen(view.id, State.STOPPED, exit=exit, reason=exit.reason)
+            if now is not None and not rebooted:
+                self._revive(now)
+        elif view.status.state is State.CREATING:
+            await self._here.seen(view.id, State.BROKEN, reason="its creation was never finished")
+
+    async def _found(self, view: InstanceView, seen: Observed) -> None:
+        log.info("%s/%s is %s", view.project, view.name, seen.state)
+        if seen.state is not view.status.state and seen.state not in MAY_FOLLOW[view.status.state]:
+            await self._here.seen(view.id, State.BROKEN, reason=f"found {seen.state}")
+        await self._here.seen(view.id, seen.state, reason=seen.reason)
+        await self._here.supplies.plug(view, owner=await self._here.owner(view))
+
+    async def _end_orphan(self, guest: InstanceId) -> None:
+        log.warning("guest %s has no record: ending it", guest)
+        for engine in self._here.engines.values():
+            await engine.stop(guest, grace=0)
+            await engine.forget(guest)
+
+    async def _autostart(self) -> None:
+        """What is wanted on, in order; each instance's delay passes before the next one starts."""
+        views = [view for view in await self._here.book.all() if view.status.host == self._here.host]
+        wanted = [v for v in views if v.instance.spec.power is Power.ON and v.instance.spec.autostart.enabled]
+        for view in sorted(wanted, key=lambda v: (v.instance.spec.autostart.order, v.name)):
+            if view.status.state is not State.STOPPED:
+                continue
+            args = NamedArgs(project=view.project, name=view.name)
+            await self._submit("instance.start", args, view, "autostart")
+            await asyncio.sleep(view.instance.spec.autostart.delay)

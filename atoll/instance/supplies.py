@@ -1,0 +1,202 @@
+"""What an instance is supplied with: an image, disks in pools, ports on networks. The one place where the
+instance floor meets those nouns' books and this host's drivers of them."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+from atoll.base import clock
+from atoll.base.errors import Absent, AtollError
+from atoll.base.ids import Bytes, HostId, NetworkId, PortId, VolumeId, new_uuid
+from atoll.image.book import ImageBook, ImageView
+from atoll.image.library import Library
+from atoll.image.model import Image, ImageUse
+from atoll.instance.book import InstanceView
+from atoll.instance.model import DirectBoot, DiskPlan, InstanceSpec, NicPlan, State
+from atoll.network.book import NetworkBook
+from atoll.network.model import Network, Port
+from atoll.network.network import NetworkDriver
+from atoll.storage.book import PoolView, StorageBook
+from atoll.storage.model import Pool, Volume, VolumeAttachment, VolumeSpec
+from atoll.storage.registry import Pools
+from atoll.store.api import Revision, Store, Txn
+from atoll.store.txn import commit_afresh, merge
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The records a launch draws from, as read; its claim holds only while they stay as they are."""
+
+    found: ImageView
+    pool: PoolView
+    networks: tuple[Network, ...]
+
+    @property
+    def image(self) -> Image:
+        return self.found.image
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one launch will own, and the parts of the commit that make it so."""
+
+    volume: Volume
+    ports: tuple[Port, ...]
+    claims: tuple[Txn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Supplies:
+    store: Store
+    images: ImageBook
+    library: Library
+    storage: StorageBook
+    pools: Pools
+    networks: NetworkBook
+    realise: Callable[[Network], Awaitable[NetworkDriver]]
+    host: HostId
+    raising: asyncio.Lock
+    """Held while a network is brought up: two launches must not make one bridge twice."""
+
+    async def find(self, project: str, spec: InstanceSpec) -> Sources:
+        """Raises Absent with what may have been meant."""
+        return Sources(
+            await self.images.find(project, spec.image),
+            await self.storage.find(project, spec.root.pool),
+            tuple([await self.networks.get(project, nic.network) for nic in spec.nics]),
+        )
+
+    async def plan(self, project: str, id: str, name: str, size: Bytes, sources: Sources) -> Plan:
+        """Draw ids, addresses and claims. `size` of the root disk in bytes; 0: as the image's."""
+        disk = sources.image.manifest.files["disk"]
+        volume = Volume(
+            id=VolumeId(new_uuid()),
+            project=project,
+            name=f"{name}-root",
+            pool=sources.pool.pool.id,
+            size=size or disk.virtual_size,
+            base=sources.image.digest,
+            created=clock.now(),
+        )
+        held = VolumeAttachment(volume=volume.id, instance=id, host=self.host)
+        claims = [
+            self.storage.claiming(sources.pool, volume, held),
+            self.images.claiming(sources.found, ImageUse(volume=volume.id, project=project, user=name)),
+        ]
+        ports = []
+        for network in sources.networks:
+            port, claim = await self.networks.plan_port(network, project=project, instance=id, name=name)
+            ports.append(port)
+            claims.append(claim)
+        return Plan(volume, tuple(ports), tuple(claims))
+
+    async def claim(self, instance: Txn, plan: Plan) -> Revision:
+        """Raises Conflict where anything of it changed or was taken meanwhile."""
+        return await self.store.commit(merge(instance, *plan.claims))
+
+    async def release(self, view: InstanceView, instance: Txn) -> None:
+        """Give back every record of it, with its own, in one commit. What is gone already is left out."""
+        disks, nics = view.instance.hardware.disks, view.instance.hardware.nics
+
+        async def make() -> tuple[None, Txn]:
+            parts = [instance, await self.storage.releasing(view.project, [disk.volume for disk in disks])]
+            parts += [self.images.releasing(view.instance.image, disk.volume) for disk in disks]
+            parts += [await self.networks.release_port(NetworkId(nic.network), nic.port) for nic in nics]
+            return None, merge(*parts)
+
+        await commit_afresh(self.store, make)
+
+    async def make_disks(self, view: InstanceView) -> None:
+        """The root disk as a thin clone of the image. Raises Exhausted, Broken."""
+        for disk in view.instance.hardware.disks:
+            volume = await self.storage.volume(view.project, disk.volume)
+            driver = await self.pools.driver(await self._pool(view))
+            image = await self.library.layers(view.instance.image)
+            await driver.create(VolumeSpec(volume.id, volume.size, image.base))
+
+    async def delete_disks(self, view: InstanceView) -> None:
+        for disk in view.instance.hardware.disks:
+            await self.delete_volume(view.project, view.instance.spec.root.pool, disk.volume)
+
+    async def delete_volume(self, project: str, pool: str, volume: str) -> None:
+        driver = await self.pools.driver(await self.pools.get(project, pool))
+        await driver.delete(VolumeId(volume))
+
+    async def attach(self, view: InstanceView) -> tuple[DiskPlan, ...]:
+        """Record this generation as the disks' owner, then open them. Raises Refused to an older generation."""
+        plans = []
+        driver = await self.pools.driver(await self._pool(view))
+        for disk in view.instance.hardware.disks:
+            held = VolumeAttachment(
+                volume=disk.volume, instance=view.id, host=self.host, generation=view.status.generation
+            )
+            await self.store.commit(await self.storage.owning(held))
+            plans.append(DiskPlan(disk.serial, disk.slot, await driver.attach(disk.volume)))
+        return tuple(plans)
+
+    async def boot(self, view: InstanceView) -> tuple[DirectBoot, bool]:
+        """What it boots from, and whether a guest agent answers in it."""
+        image = await self.library.layers(view.instance.image)
+        return DirectBoot(image.kernel, image.initrd, image.manifest.cmdline), image.manifest.agent
+
+    async def plug(self, view: InstanceView, *, owner: int | None) -> tuple[NicPlan, ...]:
+        """Every network up, every port ready. May be repeated: it mends what is missing."""
+        plans = []
+        for nic in view.instance.hardware.nics:
+            driver = await self._driver(nic.network)
+            port = await self.networks.port(NetworkId(nic.network), nic.port)
+            if driver is None or port is None:
+                raise Absent(f"{view.name}: the record of its port on network {nic.network} is gone")
+            async with self.raising:
+                await driver.up()
+            plans.append(NicPlan(nic.mac, nic.slot, await driver.plug(port, owner=owner)))
+        return tuple(plans)
+
+    async def unplug(self, view: InstanceView) -> None:
+        for nic in view.instance.hardware.nics:
+            await self.unplug_port(nic.network, nic.port)
+
+    async def unplug_port(self, network: str, port: str) -> None:
+        driver = await self._driver(network)
+        if driver is not None:
+            await driver.unplug(PortId(port))
+
+    async def rename(self, view: InstanceView, *, owner: int | None, running: bool) -> None:
+        """Its name in what it uses: its image's users, its ports' records and, while it runs, their DNS."""
+        for disk in view.instance.hardware.disks:
+            use = ImageUse(volume=disk.volume, project=view.project, user=view.name)
+            await self.store.commit(self.images.using(view.instance.image, use))
+        for nic in view.instance.hardware.nics:
+            record = await self._network(nic.network)
+            if record is None:
+                continue
+            port = await self.networks.rename_port(record, nic.port, project=view.project, name=view.name)
+            driver = await self.realise(record)
+            if running and port is not None:
+                await driver.plug(port, owner=owner)
+
+    async def sweep(self, views: Iterable[InstanceView]) -> None:
+        """Unplug ports that no running instance has: leavings of guests that ended while nobody looked."""
+        alive = {State.STARTING, State.RUNNING, State.PAUSED, State.STOPPING, State.MIGRATING, State.CREATING}
+        used = {nic.port for view in views if view.status.state in alive for nic in view.instance.hardware.nics}
+        for network in await self.networks.all():
+            try:
+                driver = await self.realise(network)
+                for port in set(await driver.ports()) - used:
+                    log.info("unplugging port %s of network %s: nothing runs on it", port, network.name)
+                    await driver.unplug(port)
+            except AtollError as error:
+                log.warning("network %s could not be swept: %s", network.name, error)
+
+    async def _pool(self, view: InstanceView) -> Pool:
+        return await self.pools.get(view.project, view.instance.spec.root.pool)
+
+    async def _network(self, id: str) -> Network | None:
+        return next((one for one in await self.networks.all() if one.id == id), None)
+
+    async def _driver(self, network: str) -> NetworkDriver | None:
+        record = await self._network(network)
+        return await self.realise(record) if record else None

@@ -1,0 +1,133 @@
+"""Launch: make a wanted instance real, or leave nothing behind."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import msgspec
+
+from atoll.base import clock
+from atoll.base.errors import Conflict, Exists, Invalid
+from atoll.base.ids import Generation, InstanceId, new_uuid
+from atoll.base.names import check_label
+from atoll.base.units import show_size
+from atoll.instance.book import InstanceView, definition
+from atoll.instance.engine import Furnish
+from atoll.instance.here import Here
+from atoll.instance.model import Disk, Instance, InstanceSpec, InstanceStatus, Nic, Power, State
+from atoll.instance.supplies import Plan, Sources
+from atoll.instance.verbs.args import LaunchArgs
+from atoll.operation.runner import RunningWork
+from atoll.operation.verb import Recovery, UndoStep
+
+TAKE_BACK = Recovery.TAKE_BACK
+RETRIES = 50
+
+
+class Launch:
+    name = "instance.launch"
+    args = LaunchArgs
+    steps: ClassVar[Mapping[str, Recovery]] = {
+        "claim": TAKE_BACK, "disk": TAKE_BACK, "network": TAKE_BACK, "start": TAKE_BACK, "record": Recovery.FINISH,
+    }  # fmt: skip
+
+    def __init__(self, here: Here) -> None:
+        self._here = here
+
+    async def run(self, work: RunningWork, args: LaunchArgs) -> dict[str, str]:
+        if work.resumed:
+            view = await self._here.book.get(args.project, args.name)
+        else:
+            check_label(args.name)
+            view = await self._claim(work, args)
+            pool = view.instance.spec.root.pool
+            disk = UndoStep("volume.delete", {"project": args.project, "pool": pool, "volume": volume(view)})
+            await work.step("disk", disk, percent=20)
+            await self._here.supplies.make_disks(view)
+            if args.start:
+                await self._here.bring_up(work, view)
+            await work.step("record", percent=95)
+        if args.start:
+            await self._here.record_running(work, view)
+        else:
+            await self._here.seen(view.id, State.STOPPED)
+        return {"id": view.id, "name": view.name}
+
+    async def _claim(self, work: RunningWork, args: LaunchArgs) -> InstanceView:
+        """One commit that makes the name, the disk, the addresses and the image's reference ours."""
+        spec = msgspec.structs.replace(args.spec, power=Power.ON if args.start else Power.OFF)
+        id = InstanceId(new_uuid())
+        sources = await self._here.supplies.find(args.project, spec)
+        check(spec, sources, self._here.host)
+        await work.step("claim", UndoStep("instance.forget", {"id": id}), percent=5)
+        work.about(id=id)
+        async with self._here.admission:
+            for _ in range(RETRIES):
+                plan = await self._here.supplies.plan(args.project, id, args.name, spec.root.size, sources)
+                view = await self._birth(id, args, spec, sources, plan)
+                if args.start:
+                    await self._here.admit(view)
+                claim = self._here.book.claiming(view.instance, view.status)
+                try:
+                    revision = await self._here.supplies.claim(claim, plan)
+                except Conflict:
+                    if args.name in await self._here.book.names(args.project):
+                        raise Exists(
+                            f"instance {args.name} already exists", hint="choose another name", field="name"
+                        ) from None
+                    sources = await self._here.supplies.find(args.project, spec)
+                    continue
+                work.changed(definition(id), 0, revision)
+                self._here.tell_of(view, "instance.created")
+                return msgspec.structs.replace(view, revision=revision, status_revision=revision)
+        raise Conflict(f"{args.name} could not be claimed: too much changes at the same time", hint="try again")
+
+    async def _birth(
+        self, id: InstanceId, args: LaunchArgs, spec: InstanceSpec, sources: Sources, plan: Plan
+    ) -> InstanceView:
+        manifest = sources.image.manifest
+        furnish = Furnish(
+            arch=manifest.arch,
+            machine=manifest.machine if spec.machine == "auto" else spec.machine,
+            accel=spec.accel,
+            cpus=spec.cpus,
+            memory=spec.memory,
+            disks=(Disk(plan.volume.id, plan.volume.id.replace("-", "")[:20], 0),),
+            nics=tuple(Nic(port.id, port.network, port.mac, 0, port.addresses) for port in plan.ports),
+        )
+        hardware = await self._here.engines[spec.kind].furnish(furnish)
+        now = clock.now()
+        instance = Instance(
+            id=id,
+            project=args.project,
+            name=args.name,
+            spec=spec,
+            hardware=hardware,
+            image=sources.image.digest,
+            created=now,
+        )
+        generation = Generation(1 if args.start else 0)
+        status = InstanceStatus(host=self._here.host, state=State.CREATING, generation=generation, since=now)
+        return InstanceView(instance=instance, status=status, revision=0, status_revision=0)  # type: ignore[arg-type]
+
+
+def volume(view: InstanceView) -> str:
+    return view.instance.hardware.disks[0].volume
+
+
+def check(spec: InstanceSpec, sources: Sources, host: str) -> None:
+    """Raises Invalid for what this image or host can never be."""
+    manifest = sources.image.manifest
+    least = max(manifest.min_memory, 32 << 20)
+    if spec.memory < least:
+        raise Invalid(
+            f"image {sources.image.name} needs {show_size(least)} of memory at least", field="spec.memory"
+        )
+    disk = manifest.files["disk"]
+    if spec.root.size and spec.root.size < disk.virtual_size:
+        raise Invalid(
+            f"a disk of {show_size(spec.root.size)} is smaller than the image's {show_size(disk.virtual_size)}",
+            hint=f"--disk {show_size(disk.virtual_size)} or more",
+            field="spec.root.size",
+        )
+    if spec.host not in (None, host):
+        raise Invalid(f"there is no host {spec.host}", hint="atoll host list", field="spec.host")

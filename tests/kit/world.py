@@ -1,0 +1,148 @@
+"""One host on fakes: real records, operations and verbs; engine, pool and network that pretend and can fail.
+
+What a host has (guests, volumes, ports) and the stores outlive a daemon: `boot` again is a restart of it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from atoll.base.ids import Bytes, HostId
+from atoll.image.book import ImageBook
+from atoll.image.library import Library
+from atoll.image.model import Manifest
+from atoll.instance.admission import HostMemory
+from atoll.instance.book import InstanceBook, InstanceView
+from atoll.instance.here import Here
+from atoll.instance.keeper import Keeper
+from atoll.instance.model import InstanceSpec, Kind
+from atoll.instance.supplies import Supplies
+from atoll.instance.undoers import undoers
+from atoll.instance.verbs.change import Rename, Set
+from atoll.instance.verbs.delete import Delete
+from atoll.instance.verbs.launch import Launch
+from atoll.instance.verbs.power import Pause, Restart, Resume, Revive, Start, Stop
+from atoll.network.book import NetworkBook
+from atoll.network.model import Network
+from atoll.operation.book import OperationBook
+from atoll.operation.events import Events
+from atoll.operation.journal import Journal
+from atoll.operation.model import Actor, Operation, Subject
+from atoll.operation.runner import Hook, Operations, Request, nothing
+from atoll.storage.book import StorageBook
+from atoll.storage.registry import Pools
+from atoll.store.memory import MemoryStore
+from tests.kit.fake_engine import FakeEngine
+from tests.kit.fake_network import FakeNetwork
+from tests.kit.fake_pool import FakePool
+
+ME = Request(actor=Actor("uid", "0"))
+GIB = 1 << 30
+
+
+@dataclass
+class World:
+    root: Path
+    shared: MemoryStore = field(default_factory=MemoryStore)
+    local: MemoryStore = field(default_factory=MemoryStore)
+    pool: FakePool = field(default_factory=FakePool)
+    engine: FakeEngine = field(default_factory=FakeEngine)
+    nets: dict[str, FakeNetwork] = field(default_factory=dict)
+    memory: HostMemory = field(default_factory=lambda: HostMemory(Bytes(64 * GIB), Bytes(0)))
+    epoch: int = 0
+    operations: Any = None
+    here: Any = None
+    keeper: Any = None
+
+    @asynccontextmanager
+    async def boot(self, hook: Hook = nothing, *, rebooted: bool = False) -> AsyncIterator["World"]:
+        """A daemon's life: found guests, recovered operations, reconciled records. Leaving is `kill -9`."""
+        self.epoch += 1
+        events = Events(self.local)
+        await events.start()
+        host = HostId("7c0e5c1e-6e0e-4a1f-9d6b-0d7d6f3b1a2c")
+        self.operations = Operations(
+            OperationBook(self.shared), Journal(self.local), events, host=host, epoch=self.epoch, hook=hook
+        )
+        supplies = await self._supplies(host)
+        self.here = Here(
+            host, InstanceBook(self.shared), {Kind.VM: self.engine}, supplies, None, lambda: self.memory, events
+        )
+        verbs = (Launch, Start, Revive, Stop, Restart, Pause, Resume, Delete, Set, Rename)
+        self.operations.know(*(verb(self.here) for verb in verbs), undoers=undoers(self.here))
+        self.keeper = Keeper(self.here, self.operations, back_off=(0.01,))
+        found = await self.engine.adopt()
+        self.keeper.start()
+        try:
+            await self.operations.recover()
+            await self.keeper.reconcile(found, rebooted=rebooted)
+            yield self
+        finally:
+            await self.keeper.close()
+            for task in [t for t in asyncio.all_tasks() if t.get_name().startswith(("instance.", "image."))]:
+                task.cancel()
+            await events.close()
+
+    async def _supplies(self, host: HostId) -> Supplies:
+        images, storage, networks = ImageBook(self.shared), StorageBook(self.shared), NetworkBook(self.shared)
+        library = Library(self.root / "images", self.root / "cache", images, {})
+        if self.epoch == 1:
+            await library.open()
+            await self._image(library)
+        pools = Pools(storage, host=host, home=self.root, drivers={"dir": lambda pool, site: self.pool})
+        await storage.ensure_default()
+        await networks.ensure_default("default", "bridge", plans_addresses=True)
+
+        async def realise(record: Network) -> FakeNetwork:
+            return self.nets.setdefault(record.id, FakeNetwork(record))
+
+        return Supplies(self.shared, images, library, storage, pools, networks, realise, host, asyncio.Lock())
+
+    async def _image(self, library: Library) -> None:
+        files = {}
+        for role in ("disk", "kernel", "initrd"):
+            path = self.root / role
+            path.write_bytes(role.encode())
+            files[role] = await library.blobs.add(path)
+        disk = msgspec.structs.replace(files["disk"], virtual_size=Bytes(GIB))
+        manifest = Manifest(arch="x86_64", files={**files, "disk": disk}, cmdline="root=/dev/vda", agent=True)
+        await library.book.record("default", "tiny", manifest)
+
+    async def do(self, verb: str, name: str = "web", **args: Any) -> Any:
+        args_type = self.operations.verbs[verb].args
+        made = args_type(project="default", name=name, **args)
+        return await self.operations.do(verb, made, Subject("instance", "default", name), ME)
+
+    async def launch(self, name: str = "web", *, start: bool = True, **spec: Any) -> InstanceView:
+        await self.do("instance.launch", name, spec=InstanceSpec(image="tiny", **spec), start=start)
+        return await self.get(name)
+
+    async def submit(self, verb: str, name: str = "web", **args: Any) -> Operation:
+        made = self.operations.verbs[verb].args(project="default", name=name, **args)
+        operation: Operation = await self.operations.submit(verb, made, Subject("instance", "default", name), ME)
+        return operation
+
+    async def get(self, name: str = "web") -> InstanceView:
+        view: InstanceView = await self.here.book.get("default", name)
+        return view
+
+    async def leftovers(self) -> list[object]:
+        """Everything on the host and in the records that an instance had."""
+        net = next(iter(self.nets.values()), None)
+        supplies = self.here.supplies
+        [network] = await supplies.networks.all()
+        image = (await supplies.images.find("default", "tiny")).image
+        return [
+            *await self.here.book.all(),
+            *self.pool.held,
+            *(await net.ports() if net else ()),
+            *[id for id, seen in (await self.engine.observe()).items() if seen.pid],
+            *await supplies.storage.all_volumes(),
+            *await supplies.networks.ports(network.id),
+            *await supplies.images.uses(image.digest),
+        ]
