@@ -11,6 +11,7 @@ import asyncio
 import errno
 import fcntl
 import os
+import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_interface, ip_network
@@ -108,8 +109,8 @@ class Links:
             link, master = _present(ip, name), _present(ip, bridge)
             wanted = Link(link.index, name, "tun", alias, link.mac, mtu, self.group, master.index, True)
             if link != wanted:
-                ip.link("set", index=link.index, group=self.group, ifalias=alias)
-                ip.link("set", index=link.index, mtu=mtu, master=master.index, state="up")
+                settings = {"group": self.group, "ifalias": alias, "mtu": mtu, "master": master.index}
+                ip.link("set", index=link.index, state="up", **settings)
 
         await _work(work)
 
@@ -153,6 +154,11 @@ class Links:
                 f"a link named {name} exists already and is not ours ({what})", hint=f"ip link show {name}"
             )
         return link
+
+
+def names() -> list[str]:
+    """Of all links, in 5 us each, where their details take 150."""
+    return [name for _, name in socket.if_nameindex()]
 
 
 async def routes() -> list[str]:

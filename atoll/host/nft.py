@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from atoll.base.errors import AtollError, Broken, Lacking, Unreachable
+from atoll.base.errors import Absent, AtollError, Broken, Lacking, Unreachable
 
 Command = dict[str, Any]
 """One object of libnftables-json: `{"add": {"table": {...}}}`."""
@@ -24,7 +24,8 @@ _ONE_AT_A_TIME = threading.Lock()  # libnftables keeps some of its parser's stat
 async def apply(commands: Sequence[Command]) -> list[dict[str, Any]]:
     """Carry out all of `commands` or none, and return what they list.
 
-    Raises Lacking (no libnftables, no right, no kernel support), Broken (refused), Unreachable (no answer in time).
+    Raises Lacking (no libnftables, no right, no kernel support), Absent (it names what is not there), Broken
+    (refused), Unreachable (no answer in time).
     """
     text = json.dumps({"nftables": list(commands)}).encode()
     try:
@@ -39,9 +40,14 @@ async def apply(commands: Sequence[Command]) -> list[dict[str, Any]]:
 
 async def replace_table(family: str, name: str, contents: Sequence[Command]) -> None:
     """Make the table anew with `contents` in one step: no packet sees it half made."""
-    table = {"family": family, "name": name}
+    add: Command = {"add": {"table": {"family": family, "name": name}}}
     # Deleting an absent table is an error; adding a present one is not.
-    await apply([{"add": {"table": table}}, {"delete": {"table": table}}, {"add": {"table": table}}, *contents])
+    await apply([add, {"delete": add["add"]}, add, *contents])
+
+
+async def fill_table(family: str, name: str, contents: Sequence[Command]) -> None:
+    """As `replace_table` for a table that is absent or has no rules, in half the time: no deletion to wait for."""
+    await apply([{"add": {"table": {"family": family, "name": name}}}, *contents])
 
 
 async def delete_table(family: str, name: str) -> None:
@@ -51,16 +57,17 @@ async def delete_table(family: str, name: str) -> None:
 
 
 async def tables() -> list[tuple[str, str]]:
-    """(family, name) of each."""
+    """(family, name) of each. libnftables reads every rule of the host for it: 4 ms a table."""
     listed = [entry["table"] for entry in await apply([{"list": {"tables": None}}]) if "table" in entry]
     return [(table["family"], table["name"]) for table in listed]
 
 
 async def comments(family: str, table: str) -> list[str]:
     """The comment of each of a table's rules ("" without one); none where the table is absent."""
-    if (family, table) not in await tables():
+    try:
+        listed = await apply([{"list": {"table": {"family": family, "name": table}}}])
+    except Absent:
         return []
-    listed = await apply([{"list": {"table": {"family": family, "name": table}}}])
     return [entry["rule"].get("comment", "") for entry in listed if "rule" in entry]
 
 
@@ -81,6 +88,8 @@ def _translate(complaint: bytes) -> AtollError:
         return Lacking("changing the packet filter needs CAP_NET_ADMIN", hint="run the daemon as root")
     if "not supported" in text:
         return Lacking(f"this kernel's packet filter lacks a part: {text}", hint="modprobe nf_tables nft_chain_nat")
+    if "No such file or directory" in text:
+        return Absent(f"the packet filter has no such table or chain: {text}")
     return Broken(f"the packet filter refused a change: {text}", hint="nft list ruleset")
 
 

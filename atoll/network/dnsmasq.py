@@ -16,10 +16,11 @@ from pathlib import Path
 
 from atoll.base.errors import Broken, Lacking
 from atoll.base.ids import PortId
+from atoll.host.process import Process, command_line
 from atoll.host.run import find, run
 from atoll.network.leases import Lease, keep_leases, read_leases, release
 from atoll.network.model import Network, Port
-from atoll.network.process import Process, find_process, same_namespace
+from atoll.network.process import end, find_daemon, same_namespace
 
 _LEASE = "12h"
 _START = 20.0  # seconds; dnsmasq says that it is ready by ending its first process
@@ -78,10 +79,10 @@ class Dnsmasq:
         """One runs as it should. `afresh`: also where one does, since its sockets are bound to a link that is
         no more. Raises Lacking, Broken (the port is in use; it refuses to start)."""
         program = str(find("dnsmasq"))
-        wanted = [program, *self._arguments()]
+        wanted = (program, *self._arguments())
         self._make_directories()
         present = self._running()
-        if present and not afresh and present.command == wanted and same_namespace(present.pid):
+        if present and not afresh and command_line(present.pid) == wanted and same_namespace(present.pid):
             present.close()
             return
         await self._end(present)
@@ -139,18 +140,18 @@ class Dnsmasq:
 
     def _running(self) -> Process | None:
         mark = f"--pid-file={self._directory / 'pid'}"
-        return find_process(self._directory / "pid", lambda command: mark in command)
+        return find_daemon(self._directory / "pid", lambda command: mark in command)
 
     async def _end(self, process: Process | None) -> None:
         if process is not None:
             try:
-                await process.end()
+                await end(process)
             finally:
                 process.close()
 
     def _signal(self, sig: signal.Signals) -> None:
         if process := self._running():
-            process.send(sig)
+            process.signal(sig)
             process.close()
 
     def _release(self, stale: Callable[[Lease], bool]) -> None:

@@ -4,7 +4,6 @@ Without that, dnsmasq refuses a new port the address that a former one still hol
 answering to the former one's name.
 """
 
-import contextlib
 import ipaddress
 import secrets
 import socket
@@ -34,8 +33,9 @@ def read_leases(file: Path) -> list[Lease]:
 
 def keep_leases(file: Path, wanted: Callable[[Lease], bool]) -> None:
     """Rewrite the file without the leases that are not wanted. For when no dnsmasq runs."""
-    kept = [line for line in _lines(file) if (lease := _parse(line)) is None or wanted(lease)]
-    with contextlib.suppress(FileNotFoundError):
+    lines = _lines(file)
+    kept = [line for line in lines if (lease := _parse(line)) is None or wanted(lease)]
+    if kept != lines:
         file.write_text("".join(kept))
 
 

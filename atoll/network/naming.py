@@ -25,6 +25,10 @@ def tap_name(tag: str, port: PortId, attempt: int = 0) -> str:
     return f"at{tag}{base64.b32encode(digest).decode().lower()[:7]}"
 
 
+def is_tap(tag: str, name: str) -> bool:
+    return name.startswith(f"at{tag}") and not name.startswith(f"at{tag}-")
+
+
 def table_name(tag: str, index: int) -> str:
     return f"atoll_{tag}_{index}"
 

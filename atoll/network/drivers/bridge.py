@@ -12,7 +12,7 @@ from pathlib import Path
 from atoll.base.errors import Exhausted
 from atoll.base.ids import PortId
 from atoll.host import nft, sysctl
-from atoll.host.links import Links
+from atoll.host.links import Link, Links, names
 from atoll.network import naming
 from atoll.network.addresses import fixed_mac
 from atoll.network.dnsmasq import Dnsmasq
@@ -52,16 +52,17 @@ class BridgeNetwork:
             addresses=self._addresses(),
         )
         self._set_kernel()
-        if await nft.comments(FAMILY, self._table) != self._marks:
-            await nft.replace_table(FAMILY, self._table, self._rules)
+        present = await nft.comments(FAMILY, self._table)
+        if present != self._marks:
+            set_table = nft.replace_table if present else nft.fill_table
+            await set_table(FAMILY, self._table, self._rules)
         if made:
             await self._reattach()
         await self._dnsmasq.ensure(afresh=made)
 
     async def down(self) -> None:
         await self._dnsmasq.stop()
-        taps = [link.name for link in await self._links.ours() if naming.port_of(link.alias, self._record.id)]
-        await self._links.delete([*taps, self._bridge])
+        await self._links.delete([*(tap.name for tap in await self._taps()), self._bridge])
         await nft.delete_table(FAMILY, self._table)
 
     async def plug(self, port: Port, *, owner: int | None = None) -> Plugged:
@@ -110,9 +111,14 @@ class BridgeNetwork:
 
     async def _reattach(self) -> None:
         """Taps outlive a bridge that somebody deleted; their guests come back with it."""
-        for link in await self._links.ours():
-            if link.master == 0 and naming.port_of(link.alias, self._record.id):
-                await self._links.attach(link.name, self._bridge)
+        for tap in await self._taps():
+            await self._links.attach(tap.name, self._bridge)
+
+    async def _taps(self) -> list[Link]:
+        """Also those that are on no bridge."""
+        if not any(naming.is_tap(self._tag, name) for name in names()):
+            return []
+        return [link for link in await self._links.ours() if naming.port_of(link.alias, self._record.id)]
 
     def _addresses(self) -> list[str]:
         pairs = zip(self._record.gateways, self._record.subnets, strict=True)
