@@ -19,8 +19,8 @@ TIMEOUT = 120.0
 """Seconds. A create takes 10 ms on a local disk; a shared file system that hangs must end some time."""
 
 METADATA_UP_TO = 32 * GiB
-"""Largest disk whose qcow2 metadata is written ahead: 1.3 ms and 180 KiB a GiB once, for 4 KiB writes that are
-then 2 to 10 times faster (bench/pool.py)."""
+"""Largest disk whose qcow2 metadata is written ahead. That costs 1.3 ms and 180 KiB a GiB once, and makes writes to
+new places 1.3 to 8 times faster (bench/pool.py)."""
 
 
 class Tuning(enum.StrEnum):
