@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from atoll.api.encoding import Rows, list_tag
+from atoll.api.encoding import Arrays, Pieces, list_tag
 from atoll.api.errors import Stale
 from atoll.api.route import Call, Reply, Routes, raw
 from atoll.base.errors import Invalid
@@ -24,7 +24,7 @@ BASE = "/projects/{project}/instances"
 ONE = BASE + "/{name}"
 IF_MATCH = {"If-Match": "the ETag of the definition as you read it: refused with 412 where it changed since"}
 _TAG = re.compile(r'"?([0-9]{1,18})"?')
-_rows = Rows()
+_arrays = Arrays()
 
 
 class InstancesQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,7 +60,6 @@ _given = Given()
 async def list_instances(call: Call, query: InstancesQuery) -> Reply:
     """Instances of a project, by name."""
     views = await call.services.instances.list(call.project)
-    _rows.keep(await call.services.instances.list(None))
     if query.label:
         labels = [tuple(label.split("=", 1)) for label in query.label]
         views = [view for view in views if all(view.instance.spec.labels.get(k) == v for k, v in labels)]
@@ -69,14 +68,16 @@ async def list_instances(call: Call, query: InstancesQuery) -> Reply:
     tag = list_tag(views)
     if call.request.headers.get("if-none-match") == tag:
         return raw(b"", status=304, headers={"ETag": tag})
-    return raw(_rows.array(views), headers={"ETag": tag})
+    whole = not query.label and not query.state
+    pieces = _arrays.encode(call.project, views) if whole else [msgspec.json.encode(views)]
+    return Pieces(pieces, {"ETag": tag})
 
 
 @routes.add("GET", ONE, action="instance.read", answer=InstanceView)
 async def get_instance(call: Call) -> Reply:
     """One instance. ETag: the revision of its definition."""
     view = await call.services.instances.get(call.project, call.name)
-    return raw(_rows.one(view), headers={"ETag": f'"{view.revision}"'})
+    return raw(msgspec.json.encode(view), headers={"ETag": f'"{view.revision}"'})
 
 
 @routes.add("POST", BASE, action="instance.launch", answer=Operation, status=202)
