@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None, hook: Hook = nothing) -> None:
     options = arguments(argv)
     try:
         paths = Paths.of(options.state, options.cache)
-        os.umask(0o077)
+        os.umask(0o022)  # dnsmasq, unprivileged, reads what networks write; the state directory itself is private
         paths.make()
         held = identity.lock(paths.state)
         config = settings(paths, options)
