@@ -134,6 +134,12 @@ class ImageBook:
         """A part that keeps a reference under its user's new name."""
         return Txn(put={ref_key(digest, use.volume): msgspec.json.encode(use)})
 
+    async def renaming(self, digest: Digest, use: ImageUse) -> Txn:
+        """A part that keeps a reference under its user's new name; nothing where there is none any more."""
+        key = ref_key(digest, use.volume)
+        entry = await self._store.get(key)
+        return Txn({key: entry.revision}, {key: msgspec.json.encode(use)}) if entry else Txn()
+
     def releasing(self, digest: Digest, volume: VolumeId) -> Txn:
         """The part of a commit after which the volume stands on it no more. Absent is success."""
         return Txn(delete=frozenset({ref_key(digest, volume)}))

@@ -5,13 +5,14 @@ Each step may be run again after a crash. What a build leaves behind is known be
 """
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from atoll.base.errors import Absent, Invalid
+from atoll.base.errors import Absent, AtollError, Invalid
 from atoll.base.ids import Bytes, Digest
 from atoll.base.names import check_label, did_you_mean
 from atoll.host import disks, files
@@ -114,7 +115,8 @@ class Library:
     async def add_built(self, project: str, name: str, built: Built) -> Image:
         """Take a build's files in and give the image its name; an older image of that name keeps its users.
 
-        Equal content gives the same image and is not kept twice. Raises Invalid, Refused, Exhausted, Broken.
+        Equal content gives the same image and is not kept twice. Raises Invalid, Refused, Exhausted, Broken; what
+        had been taken in is removed again then.
         """
         check_label(name)
         if "disk" not in built.files or built.files.keys() - ROLES:
@@ -133,10 +135,14 @@ class Library:
                 min_memory=built.min_memory,
                 source=built.source,
             )
-            return await self.book.record(project, name, manifest)
-        finally:
-            async with self._releasing:
-                self.blobs.release(*(file.digest for file in kept.values()))
+            image = await self.book.record(project, name, manifest)
+        except BaseException:
+            await self._release(kept)
+            with contextlib.suppress(AtollError):  # the first error is the story
+                await self.prune()
+            raise
+        await self._release(kept)
+        return image
 
     async def rename(self, project: str, name: str, to: str) -> Image:
         """Raises Absent, Exists, Invalid, Refused."""
@@ -168,6 +174,10 @@ class Library:
         virtual = await self._checked_disk(path, format) if role == "disk" else Bytes(0)
         file = await self.blobs.add(path, ours=path.is_relative_to(self._root))
         return msgspec.structs.replace(file, format=format, virtual_size=virtual)
+
+    async def _release(self, kept: Mapping[str, File]) -> None:
+        async with self._releasing:
+            self.blobs.release(*(file.digest for file in kept.values()))
 
     async def _checked_disk(self, path: Path, format: str) -> Bytes:
         """Its virtual size. A disk that names other files would read whatever of this host it names."""

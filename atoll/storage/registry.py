@@ -1,6 +1,7 @@
 """Pool drivers by name, and the pools of this host."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from atoll.storage.book import StorageBook
 from atoll.storage.drivers.dir import DirPool
 from atoll.storage.model import Capacity, Pool, PoolPlace, Volume
 from atoll.storage.pool import PoolDriver
+
+log = logging.getLogger(__name__)
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -51,6 +54,7 @@ class Pools:
             try:
                 await self.driver(pool)
             except AtollError as error:
+                log.warning("pool %s cannot be used now: %s", pool.name, error)
                 failed[pool.name] = error
         return failed
 

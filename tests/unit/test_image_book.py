@@ -107,11 +107,22 @@ async def test_uses_are_counted(store: MemoryStore, book: ImageBook) -> None:
     digest = await claim(store, book, volume="one")
     await claim(store, book, volume="two", user="db")
     assert [view.uses for view in await book.visible("lab")] == [2]
-    await store.commit(book.using(digest, use("two", "database")))
+    await store.commit(await book.renaming(digest, use("two", "database")))
     assert [found.user for found in await book.uses(digest)] == ["web", "database"]
     await store.commit(book.releasing(digest, VolumeId("one")))
     await store.commit(book.releasing(digest, VolumeId("one")))
     assert [view.uses for view in await book.visible("lab")] == [1]
+
+
+async def test_renaming_a_user_brings_no_reference_back(store: MemoryStore, book: ImageBook) -> None:
+    await book.record("default", "tiny", manifest())
+    digest = await claim(store, book)
+    part = await book.renaming(digest, use(user="www"))
+    await store.commit(book.releasing(digest, VolumeId("one")))
+    with pytest.raises(Conflict):
+        await store.commit(part)
+    await store.commit(await book.renaming(digest, use(user="www")))
+    assert await book.uses(digest) == []
 
 
 async def test_an_image_in_use_is_kept_and_its_users_named(store: MemoryStore, book: ImageBook) -> None:

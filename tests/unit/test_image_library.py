@@ -221,6 +221,15 @@ async def test_pruning_during_an_add_takes_nothing_from_it(library: Library) -> 
         assert not library.present(image.manifest)
 
 
+async def test_what_cannot_be_kept_is_not_kept_in_part(library: Library, tmp_path: Path) -> None:
+    built = await library.build("sample", "op1", quiet)
+    built.files["kernel"].unlink()  # the disk and the initrd come first
+    with pytest.raises(Absent):
+        await library.add_built("default", "sample", built)
+    assert list(await library.blobs.usage()) == []
+    assert list(await library.list("default")) == []
+
+
 async def test_an_unknown_recipe(library: Library) -> None:
     with pytest.raises(Absent) as caught:
         await library.build("smaple", "op1", quiet)
@@ -251,5 +260,4 @@ async def test_a_disk_must_stand_alone(library: Library, tmp_path: Path) -> None
             await library.add_built("default", "evil", bad)
     with pytest.raises(Broken):
         await library.add_built("default", "evil", msgspec.structs.replace(good, disk_format="qcow2"))
-    await library.prune()
     assert list(await library.blobs.usage()) == []
