@@ -233,7 +233,8 @@ def read_query(raw_query: bytes, kind: type[msgspec.Struct]) -> msgspec.Struct:
     try:
         return msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise invalid(error) from error
+        wrong = invalid(error)
+        raise Invalid(wrong.message, field=wrong.field.partition("[")[0]) from error
 
 
 async def read_body(request: ReadRequest, kind: type[msgspec.Struct]) -> msgspec.Struct:
