@@ -1,15 +1,18 @@
 """Network drivers by name."""
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 
+from atoll.base.clock import now
 from atoll.base.errors import Invalid
+from atoll.base.ids import NetworkId
 from atoll.base.names import did_you_mean
 from atoll.network.drivers.bridge import BridgeNetwork
 from atoll.network.drivers.user import UserNetwork
-from atoll.network.index import claim_index
+from atoll.network.index import claim_index, indexes, release_index
 from atoll.network.model import Network, NetworkTraits
 from atoll.network.network import NetworkDriver
 from atoll.store.api import Store
@@ -50,6 +53,22 @@ def traits(driver: str) -> NetworkTraits:
 async def realise(record: Network, site: Site) -> NetworkDriver:
     """The driver of a network on this host; it does nothing until asked to. Raises Invalid."""
     return await _entry(record.driver)[1](record, site)
+
+
+async def withdraw(id: NetworkId, site: Site) -> None:
+    """Take down what this host has of a network, whose record may be gone. Absent is success.
+
+    With `index.indexes(site.local)` it finds and removes all that networks ever made here.
+    """
+    index = (await indexes(site.local)).get(id)
+    if index is None:
+        return
+    bare = Network(id=id, project="", name="", driver=BridgeNetwork.name, created=now())
+    await BridgeNetwork(bare, tag=site.tag, index=index, directory=site.directory / id).down()
+    await release_index(site.local, id)
+    with contextlib.suppress(OSError):  # other networks, or others than networks, may be in there
+        site.directory.rmdir()
+        site.directory.parent.rmdir()
 
 
 def _entry(driver: str) -> tuple[NetworkTraits, Callable[[Network, Site], Awaitable[NetworkDriver]]]:

@@ -11,14 +11,18 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from atoll.base.errors import Broken, Lacking
 from atoll.host import nft
 from atoll.network import naming
 from atoll.network.drivers.bridge import BridgeNetwork
+from atoll.network.index import indexes
 from atoll.network.model import Port
 from atoll.network.naming import run_directory
+from atoll.network.registry import Site, realise, withdraw
+from atoll.store.memory import MemoryStore
 from tests.kit.lab import Guest, Lab
 from tests.kit.netns import namespace
 
@@ -63,6 +67,7 @@ async def test_guests_get_what_was_planned_and_find_each_other(lab: Lab) -> None
     assert one.resolve(address) == [f"two.{record.domain}"]
     assert one.resolve(planned) == [f"two.{record.domain}"]
     assert one.resolve("liar") == []
+    assert lab.host.run("stat", "-c", "%U", f"/proc/{lab.dnsmasq_pid(record)}").strip() in ("dnsmasq", "nobody")
     await driver.down()
     assert lab.left() == []
 
@@ -240,6 +245,34 @@ async def test_nothing_changes_where_nothing_is_wrong(lab: Lab) -> None:
 def _still(text: str) -> list[str]:
     """Without the bridge's running timers."""
     return [line for line in text.splitlines() if "timer" not in line]
+
+
+async def test_a_new_name_while_the_guest_runs(lab: Lab) -> None:
+    record = await lab.network("blue")
+    driver = lab.driver(record)
+    await driver.up()
+    one = await lab.guest(driver, await lab.port(record, "one"))
+    assert one.dhcp()
+    assert one.resolve("one")
+    await driver.plug(msgspec.structs.replace(one.port, name="uno"))
+    assert await until(lambda: bool(one.resolve("uno")) and not one.resolve("one"))
+    assert one.dhcp()
+    assert one.resolve(one.port.addresses[0]) == [f"uno.{record.domain}"]
+    await driver.down()
+
+
+async def test_withdrawn_without_its_record(lab: Lab) -> None:
+    site = Site(tag=lab.tag, directory=run_directory(lab.tag), local=MemoryStore())
+    record = await lab.network("blue")
+    driver = await realise(record, site)
+    await driver.up()
+    await driver.plug(await lab.port(record, "one"))
+    assert await indexes(site.local) == {record.id: 1}
+    await withdraw(record.id, site)
+    await withdraw(record.id, site)
+    assert await indexes(site.local) == {}
+    assert lab.left() == []
+    assert not site.directory.parent.exists()
 
 
 async def test_a_taken_port_is_told(lab: Lab) -> None:

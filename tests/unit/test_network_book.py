@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from atoll.base.errors import Absent, Conflict, Exists, Invalid, Refused
@@ -135,6 +136,14 @@ async def test_names_seen_from_another_project(book: NetworkBook) -> None:
     network = await book.create("default", "blue", "bridge")
     port, _ = await book.plan_port(network, project="lab", instance="i", name="web")
     assert port.name == "web.lab"
+
+
+async def test_a_port_takes_its_guests_new_name(store: MemoryStore, book: NetworkBook) -> None:
+    network = await book.create("default", "blue", "bridge")
+    port = await plug(store, book, network, "web")
+    renamed = await book.rename_port(network, port.id, project="default", name="www")
+    assert renamed == msgspec.structs.replace(port, name="www") == await book.port(network.id, port.id)
+    assert await book.rename_port(network, PortId("never-was"), project="default", name="www") is None
 
 
 async def test_a_network_without_subnets_plans_no_address(store: MemoryStore, book: NetworkBook) -> None:
