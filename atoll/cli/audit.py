@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from atoll.base.errors import Invalid
-from atoll.cli import output
+from atoll.cli import output, terminal
 from atoll.cli.commands import command
 from atoll.cli.completing import instances
 from atoll.cli.context import run
@@ -95,7 +95,7 @@ def events(ctx: click.Context, kinds: Sequence[str], since: str | None) -> None:
         async for news in client.events.follow(since=since, kinds=kinds, project=project):
             output.emit_stream(settings, news, lambda news=news: line(news))  # type: ignore[misc]
 
-    run(settings, follow)
+    run(settings, lambda client: terminal.while_read(follow(client)))
 
 
 def line(news: "News") -> str:

@@ -78,7 +78,7 @@ def probe(ctx: click.Context, id: str | None, refresh: bool) -> None:
     settings = ctx.ensure_object(Settings)
 
     async def work(client: "Client") -> dict[str, Any]:
-        async with Waiting(client, settings) as waiting:
+        async with Waiting(client, settings, steps=True) as waiting:
             waiting.say("probing the host")
             return await client.hosts.probe(await _this(client, id), refresh=refresh)
 

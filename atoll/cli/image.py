@@ -99,7 +99,7 @@ def build(ctx: click.Context, recipe: str, name: str, no_wait: bool) -> None:
     async def act(client: "Client", _: str) -> "Operation":
         return await client.images.build(recipe, name=name)
 
-    _several(settings, [name or recipe], act, doing="building", done="built", wait=not no_wait)
+    _several(settings, [name or recipe], act, doing="building", done="built", wait=not no_wait, steps=True)
 
 
 @image.command("delete", examples=["atoll image delete tiny-old"])

@@ -106,6 +106,7 @@ def convert(value: str, hint: Any, key: str) -> Any:
 def _wanted(error: Exception, hint: Any) -> str:
     """What the field takes: bounds as msgspec tells them, words and kinds as people know them."""
     bounds = str(error).replace("`", "").partition("Expected ")[2]
+    bounds = bounds.replace("int ", "a whole number ").replace("float ", "a number ")
     return (
         f"it must be {bounds}" if "=" in bounds or ">" in bounds or "<" in bounds else _allowed(hint) or str(error)
     )

@@ -6,7 +6,7 @@ import click
 import msgspec
 
 from atoll.base.errors import Absent, AtollError, Invalid, Unreachable
-from atoll.base.names import did_you_mean
+from atoll.base.names import check_label, did_you_mean
 from atoll.base.units import parse_duration
 from atoll.cli import keys, output
 from atoll.cli.commands import command
@@ -68,6 +68,8 @@ def launch(ctx: click.Context, /, image: str, name: str, **options: Any) -> None
     root.pool=fast; labels.role=web; description="a web server".
     """
     settings = ctx.ensure_object(Settings)
+    if name:
+        check_label(name, what="name of an instance")
     spec = spec_of(image, options)
     patience = parse_duration(options["ready_timeout"], field="--ready-timeout")
     start, wait = not options["no_start"], not options["no_wait"]
@@ -112,7 +114,7 @@ async def _launch(
     wait: bool,
     patience: float,
 ) -> "InstanceView | None":
-    async with Waiting(client, settings) as waiting:
+    async with Waiting(client, settings, steps=True) as waiting:
         await ensure_image(client, waiting, spec.image)
         operation = await client.instances.launch(spec, name=name, start=start)
         name = operation.subject.name

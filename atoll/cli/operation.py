@@ -91,7 +91,7 @@ def wait(ctx: click.Context, id: str, timeout: str | None) -> None:
 
     async def work(client: "Client") -> "Operation":
         found = await client.operations.get(id)
-        async with Waiting(client, settings, cancels=False) as waiting:
+        async with Waiting(client, settings, cancels=False, steps=True) as waiting:
             return await waiting.wait(found, f"{found.verb} {found.subject.name}", timeout=seconds)
 
     ended = run(settings, work)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from atoll.base.errors import Broken, Denied
+
 
 @dataclass(frozen=True)
 class Process:
@@ -56,18 +58,15 @@ def owner_of(path: str) -> Process | None:
 
 
 def _listener(path: str) -> int | None:
-    """Paths longer than a socket address may be are reached through their directory."""
-    try:
-        folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
             asking.settimeout(5)
-            asking.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+            asking.connect(path)
             pid: int = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
             return pid or None
-    except (FileNotFoundError, ConnectionRefusedError):
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         return None
-    finally:
-        os.close(folder)
+    except PermissionError as error:
+        raise Denied(f"no right to use the socket {path}", hint="be the daemon's user or root") from error
+    except OSError as error:  # a path longer than a socket's address may be; a queue that stays full
+        raise Broken(f"{path}: {error}", hint="is the state directory right? --state DIR") from error

@@ -59,13 +59,13 @@ class Waiting:
     """Shows how operations go on, from the daemon's events, while `wait` waits for them.
 
     Events are a courtesy: where they fail, waiting goes on without them. Ctrl-C asks the daemon to cancel what
-    is waited for, and waits until that is done.
+    is waited for, and waits until that is done. `steps`: tell each step where there is no terminal, too.
     """
 
-    def __init__(self, client: "Client", settings: Settings, *, cancels: bool = True) -> None:
+    def __init__(self, client: "Client", settings: Settings, *, cancels: bool = True, steps: bool = False) -> None:
         self._client, self._settings, self._cancels = client, settings, cancels
         self._terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._speaks = not settings.quiet and (self._terminal or settings.output == "table")
+        self._speaks = not settings.quiet and (self._terminal or (steps and settings.output == "table"))
         self._begun = time.monotonic()
         self._labels: dict[str, str] = {}
         self._steps: dict[str, str] = {}

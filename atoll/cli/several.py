@@ -27,6 +27,7 @@ async def each(
     doing: str,
     done: str,
     wait: bool = True,
+    steps: bool = False,
 ) -> None:
     """`act` on every name, AT_ONCE at a time, and wait for the outcomes. `doing`: "stopping"; `done`: "stopped".
 
@@ -37,7 +38,7 @@ async def each(
     ended: list[Operation] = []
     failed: list[errors.Failure] = []
 
-    async with Waiting(client, settings) as waiting:
+    async with Waiting(client, settings, steps=steps) as waiting:
 
         async def one(name: str) -> None:
             async with gate:

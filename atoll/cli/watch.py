@@ -38,7 +38,7 @@ def log(ctx: click.Context, name: str, lines: int | None, follow: bool) -> None:
 
     async def work(client: "Client") -> bytes:
         if follow:
-            await _follow(client, name, lines)
+            await terminal.while_read(_follow(client, name, lines))
             return b""
         return await client.instances.log(name, limit=limit)
 
@@ -92,7 +92,7 @@ def stats(ctx: click.Context, names: Sequence[str], everything: bool, watch: boo
         raise Invalid("say which instances", hint="atoll stats NAME..., or atoll stats --all")
     pause = max(0.1, parse_duration(interval, field="--interval"))
     if watch:
-        run(settings, lambda client: _watch(client, settings, names, pause))
+        run(settings, lambda client: terminal.while_read(_watch(client, settings, names, pause)))
         return
     samples = run(settings, lambda client: _sample(client, names))
     output.emit(settings, samples, lambda: _totals(samples))
