@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from atoll.api import tls
@@ -281,6 +282,22 @@ async def test_tcp_needs_a_token_that_is_valid_now(client: Client, serving: Serv
         async with over_tcp(serving, tmp_path, token) as stranger:
             with pytest.raises(Unauthenticated):
                 await stranger.greeting()
+
+
+async def test_a_page_of_another_origin_gets_no_console(client: Client, serving: Serving, tmp_path: Path) -> None:
+    await launch(client, "web1")
+    secret = (await client.tokens.create("browser")).secret
+    assert serving.address is not None
+    here = f"127.0.0.1:{serving.address[1]}"
+    pinned = aiohttp.Fingerprint(bytes.fromhex(tls.fingerprint(tmp_path / "tls" / "tls.crt")))
+    headers = {"Authorization": f"Bearer {secret}"}
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=pinned), headers=headers) as session:
+        url = f"wss://{here}/v1/projects/default/instances/web1/console"
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            await session.ws_connect(url, headers={"Origin": "https://elsewhere.example"})
+        assert caught.value.status == 403
+        async with session.ws_connect(url, headers={"Origin": f"https://{here}"}) as socket:
+            assert (await socket.receive()).data == b"login: "
 
 
 async def test_another_certificate_is_not_believed(serving: Serving, tmp_path: Path) -> None:

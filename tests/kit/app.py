@@ -13,29 +13,25 @@ from atoll.api.services import Limits, Services
 from atoll.api.tokens import TokenBook
 from atoll.base import clock
 from atoll.base.errors import Absent, Conflict, Exists, Refused
-from atoll.base.ids import Bytes, Digest, Generation, HostId, InstanceId, NetworkId, PoolId, VolumeId, new_uuid
+from atoll.base.ids import Bytes, Generation, HostId, InstanceId, VolumeId, new_uuid
 from atoll.client.wire import RecipeView
 from atoll.image.args import BuildArgs, ImageArgs, PruneArgs, RenameImageArgs
-from atoll.image.model import File, Image, Manifest
 from atoll.instance.admission import HostMemory
 from atoll.instance.book import InstanceBook, InstanceView
 from atoll.instance.engine import EngineTraits, Furnish, GuestEvent, Observed, Outcome, Stats
 from atoll.instance.model import BootPlan, Disk, Hardware, Instance, InstanceSpec, InstanceStatus, Kind, Nic, State
 from atoll.instance.model import Limits as Shares
 from atoll.instance.verbs.args import DeleteArgs, LaunchArgs, NamedArgs, RenameArgs, SetArgs, StopArgs
-from atoll.network.model import Network, Port
 from atoll.operation.book import OperationBook
 from atoll.operation.events import Events
 from atoll.operation.journal import Journal
 from atoll.operation.runner import Operations
 from atoll.operation.verb import Recovery
-from atoll.storage.model import Capacity, Pool, Volume
 from atoll.store.api import Revision
 from atoll.store.memory import MemoryStore
+from tests.kit.fake_resources import DIGEST, GIB, FakeHost, FakeImages, FakeNetworks, FakePools
 
-DIGEST = Digest("sha256:" + "ab" * 32)
 HOST = HostId("7c0e5c1e-6e0e-4a1f-9d6b-0d7d6f3b1a2c")
-GIB = 1 << 30
 
 
 def make_instance(name: str, spec: InstanceSpec | None = None, project: str = "default") -> Instance:
@@ -210,7 +206,7 @@ class Pace:
 class FakeVerbs:
     """What the instance and image verbs do to records, without disks, ports or guests."""
 
-    def __init__(self, book: InstanceBook, store: MemoryStore, images: "FakeImages", pace: Pace) -> None:
+    def __init__(self, book: InstanceBook, store: MemoryStore, images: FakeImages, pace: Pace) -> None:
         self.book, self.store, self.images, self.pace = book, store, images, pace
 
     def all(self) -> list[Pretend]:
@@ -263,89 +259,6 @@ class FakeVerbs:
         if view.status.state is State.RUNNING and not args.force:
             raise Refused(f"{args.name} runs", hint="stop it, or --force")
         await self.store.commit(self.book.releasing(view))
-
-
-class FakeImages:
-    def __init__(self) -> None:
-        self.known: dict[tuple[str, str], Image] = {}
-
-    async def list(self, project: str) -> Sequence[Image]:
-        return [image for (of, _), image in sorted(self.known.items()) if of == project]
-
-    async def get(self, project: str, name: str) -> Image:
-        if (project, name) not in self.known:
-            raise Absent(f"there is no image {name}", hint="atoll image list")
-        return self.known[project, name]
-
-    async def build(self, args: BuildArgs) -> None:
-        manifest = Manifest(arch="x86_64", files={"disk": File(DIGEST, Bytes(1 << 20), "qcow2")}, agent=True)
-        self.known[args.project, args.name] = Image(
-            digest=DIGEST, project=args.project, name=args.name, manifest=manifest, created=clock.now()
-        )
-
-    async def delete(self, args: ImageArgs) -> None:
-        await self.get(args.project, args.name)
-        del self.known[args.project, args.name]
-
-    async def rename(self, args: RenameImageArgs) -> None:
-        image = await self.get(args.project, args.name)
-        del self.known[args.project, args.name]
-        self.known[args.project, args.to] = msgspec.structs.replace(image, name=args.to)
-
-    async def prune(self, args: PruneArgs) -> None: ...
-
-
-class FakeNetworks:
-    network = Network(
-        id=NetworkId("n1"), project="default", name="default", driver="bridge", subnets=("10.9.8.0/24",),
-        gateways=("10.9.8.1",), created=clock.now(),
-    )  # fmt: skip
-
-    async def list(self, project: str) -> Sequence[Network]:
-        return [self.network] if project == "default" else []
-
-    async def get(self, project: str, name: str) -> Network:
-        if (project, name) != ("default", "default"):
-            raise Absent(f"there is no network {name}")
-        return self.network
-
-    async def ports(self, network: NetworkId) -> Sequence[Port]:
-        return [Port(id="p1", network=network, instance="i1", mac="52:54:00:12:34:56", addresses=("10.9.8.7",))]  # type: ignore[arg-type]
-
-
-class FakePools:
-    pool = Pool(id=PoolId("p1"), project="default", name="default", driver="dir", created=clock.now())
-
-    async def list(self, project: str) -> Sequence[Pool]:
-        return [self.pool] if project == "default" else []
-
-    async def get(self, project: str, name: str) -> Pool:
-        if (project, name) != ("default", "default"):
-            raise Absent(f"there is no pool {name}")
-        return self.pool
-
-    async def volumes(self, project: str) -> Sequence[Volume]:
-        size = Bytes(1 << 30)
-        volume = Volume(
-            id=VolumeId("v1"), project=project, name="root", pool=PoolId("p1"), size=size, created=clock.now()
-        )
-        return [volume] if project == "default" else []
-
-    async def capacity(self, pool: Pool) -> Capacity:
-        return Capacity(Bytes(100 * GIB), Bytes(GIB), Bytes(99 * GIB))
-
-
-class FakeFacts(msgspec.Struct, frozen=True):
-    name: str = "reef"
-    cpus: int = 2
-
-
-class FakeHost:
-    async def facts(self) -> FakeFacts:
-        return FakeFacts()
-
-    async def probe(self, *, refresh: bool) -> FakeFacts:
-        return FakeFacts(cpus=4 if refresh else 2)
 
 
 @dataclass
