@@ -207,7 +207,7 @@ class Guest:
                 self._reason = NO_SPACE if data.get("nospace") else f"an error of its disk on the host: {said}"
             case "VSERPORT_CHANGE" if data.get("id") == argv.AGENT:
                 (self._agent_open.set if data.get("open") else self._agent_open.clear)()
-        if self.seen != before and self._state is not State.STARTING:
+        if self._watching is not None and self.seen != before:
             self._tell(self)
 
     def relimit(self, limits: Limits) -> None:

@@ -18,6 +18,7 @@ CHUNK = 48 << 10
 """Bytes of a file a message; 64 KiB as base64."""
 MAX_INPUT = 8 * MiB
 _FIRST, _LAST = 0.01, 0.25  # seconds between two questions whether a program ended
+_LOOKS = 20
 _ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
 """The agent replaces the whole environment of a program, so it always gets these."""
 
@@ -164,12 +165,21 @@ async def shut_down(agent: Agent) -> None:
 
 
 async def put_online(agent: Agent, *, cpus: int) -> None:
-    """Best effort: CPUs and memory that were added are there, but a guest may leave using them to us."""
-    with contextlib.suppress(AtollError):
-        known = await agent.call("guest-get-vcpus", list[_Vcpu])
-        off = [{"logical-id": cpu.id, "online": True} for cpu in known[:cpus] if not cpu.online]
-        if off:
-            await agent.call("guest-set-vcpus", int, {"vcpus": off})
+    """Best effort: CPUs and memory that were added are there, but a guest may leave using them to us.
+
+    The guest's kernel needs a moment to find them, of which nothing tells.
+    """
+    delay = _FIRST
+    for _ in range(_LOOKS):
+        with contextlib.suppress(AtollError):
+            known = await agent.call("guest-get-vcpus", list[_Vcpu])
+            off = [{"logical-id": cpu.id, "online": True} for cpu in known if not cpu.online]
+            if off:
+                await agent.call("guest-set-vcpus", int, {"vcpus": off})
+            if len(known) >= cpus:
+                break
+        await asyncio.sleep(delay)
+        delay = min(delay * 1.5, _LAST)
     with contextlib.suppress(AtollError):
         blocks = await agent.call("guest-get-memory-blocks", list[_Block])
         dark = [{"phys-index": block.index, "online": True} for block in blocks if not block.online]
