@@ -1,0 +1,104 @@
+"""Golden command lines: a change of one is seen and meant. `ATOLL_GOLDEN=write` writes them anew."""
+
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from atoll.base.ids import Bytes, InstanceId
+from atoll.base.units import GiB, MiB
+from atoll.instance.engines.qemu import argv, spawn
+from atoll.instance.engines.qemu.argv import Handed, LayerHanded, NicHanded
+from atoll.instance.model import BootPlan, DiskPlan, NicPlan
+from atoll.network.model import Plugged
+from atoll.storage.model import Attachment, Layer
+from tests.kit.plans import boot_plan, hardware, user_nic
+
+FOLDER = Path(__file__).parent / "qemu"
+ID = InstanceId("11111111-2222-4333-8444-555555555555")
+DISK = DiskPlan(
+    "serial1", 0, Attachment((Layer("/a", "qcow2"), Layer("/b", "qcow2", True), Layer("/c", "raw", True)))
+)
+TAP = NicPlan("52:54:00:00:00:01", 1, Plugged("tap", link="tap1", mtu=1450))
+PLAN = boot_plan(id=ID, name="web", disks=(DISK,), nics=(TAP,))
+LAYERS = (LayerHanded(20, "qcow2", False), LayerHanded(21, "qcow2", True), LayerHanded(22, "raw", True))
+HANDED = Handed(
+    qmp=10,
+    console=11,
+    agent=12,
+    atoll=13,
+    serial_log=14,
+    kernel=15,
+    initrd=16,
+    disks=(LAYERS,),
+    nics=(NicHanded(fd=30),),
+    tsc_khz=2600000,
+)
+BLOCK = (LayerHanded(20, "raw", False, block_device=True),)
+MANY = tuple(NicPlan(f"52:54:00:00:00:{n:02x}", n, Plugged("tap", link=f"tap{n}")) for n in range(1, 9))
+
+CASES: dict[str, tuple[BootPlan, Handed]] = {
+    "q35-tcg": (PLAN, HANDED),
+    "q35-kvm": (
+        replace(PLAN, hardware=hardware(accel="kvm", cpu="Haswell-noTSX")),
+        replace(HANDED, nics=(NicHanded(fd=30, vhost=31),), tsc_khz=0),
+    ),
+    "q35-forkable": (replace(PLAN, forkable=True), replace(HANDED, ram="/dev/shm/ram")),
+    "q35-block-device": (PLAN, replace(HANDED, disks=(BLOCK,))),
+    "q35-many-nics": (
+        replace(PLAN, nics=MANY),
+        replace(HANDED, nics=tuple(NicHanded(fd=29 + n) for n in range(1, 9))),
+    ),
+    "pc": (replace(PLAN, hardware=hardware(machine="pc-i440fx-7.2")), HANDED),
+    "microvm-user": (
+        replace(PLAN, hardware=hardware(machine="microvm", max_cpus=1, max_memory=PLAN.memory), nics=(user_nic(),)),
+        replace(HANDED, nics=(NicHanded(),)),
+    ),
+    "grown-beyond-birth": (replace(PLAN, cpus=4, memory=Bytes(2 * GiB)), HANDED),
+}
+
+
+def compare(name: str, line: list[str]) -> None:
+    """One option a line: what changed is what a diff shows."""
+    text = ""
+    for word in line:
+        text += ("\n" if word.startswith("-") and text else " " if text else "") + shlex.quote(word)
+    golden = FOLDER / f"{name}.txt"
+    if os.environ.get("ATOLL_GOLDEN") == "write":
+        golden.write_text(text + "\n")
+    assert golden.read_text() == text + "\n", f"{name}: if this is meant, ATOLL_GOLDEN=write pytest {__file__}"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_command_line(name: str) -> None:
+    plan, handed = CASES[name]
+    compare(name, argv.build(plan, handed, tag="a1b2c3"))
+
+
+def test_prefixes() -> None:
+    groups = (Path("/sys/fs/cgroup/cpu/atoll-a1b2c3/g/cgroup.procs"), Path("/sys/fs/cgroup/memory/x/cgroup.procs"))
+    compare("prefix-root", spawn.prefix(groups, uid=1900000001, kvm_group=None))
+    compare("prefix-root-kvm", spawn.prefix(groups, uid=1900000001, kvm_group=106))
+    assert spawn.prefix((), uid=None, kvm_group=None) == []
+
+
+def test_every_golden_file_is_compared() -> None:
+    assert {path.stem for path in FOLDER.iterdir()} == {*CASES, "prefix-root", "prefix-root-kvm"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_descriptor_in_the_line_is_handed_over(name: str) -> None:
+    plan, handed = CASES[name]
+    line = " ".join(argv.build(plan, handed, tag="a1b2c3"))
+    for fd in argv.fds(handed):
+        assert any(f"{before}{fd}" in line for before in ("fd=", "/fd/", "/fdset/")), fd
+
+
+def test_no_word_of_a_plan_can_become_an_option() -> None:
+    """Names are labels and cannot hold a comma; paths never reach the line at all."""
+    layer = Layer("/odd,path=on", "qcow2")
+    plan = replace(PLAN, disks=(DiskPlan("serial1", 0, Attachment((layer,))),), memory=Bytes(300 * MiB))
+    line = argv.build(plan, replace(HANDED, disks=((LayerHanded(20, "qcow2", False),),)), tag="a1b2c3")
+    assert not any("odd" in word for word in line)
