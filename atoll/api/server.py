@@ -23,11 +23,34 @@ PORTS_TRIED = 20
 GRACE = 3
 """Seconds that answers under way get when we close; streams and consoles end then."""
 MAX_FRAME = 1 << 20
+MAX_HEAD = 1 << 20
 BACKLOG = 1024
 _PEER = struct.Struct("3i")
 
 
-class UnixPeerProtocol(HttpToolsProtocol):
+class BoundedProtocol(HttpToolsProtocol):
+    """HTTP that hangs up on who sends more than MAX_HEAD bytes before a request's headers end: uvicorn would keep
+    them all, and nobody has shown a token by then."""
+
+    _head = 0
+    _in_head = True
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._head += len(data)
+        if self._in_head and self._head > MAX_HEAD:
+            self.transport.abort()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head, self._head = True, 0
+        super().on_message_complete()
+
+
+class UnixPeerProtocol(BoundedProtocol):
     """HTTP whose scope's state has the uid at the other end, from the kernel; WebSockets inherit it."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -108,7 +131,7 @@ async def serve(
 
 def _config(app: Door, **more: Any) -> uvicorn.Config:
     options: dict[str, Any] = {
-        "http": HttpToolsProtocol,
+        "http": BoundedProtocol,
         "ws": "websockets-sansio",
         "ws_max_size": MAX_FRAME,
         "lifespan": "off",

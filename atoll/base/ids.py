@@ -26,5 +26,14 @@ def new_uuid() -> str:
 
 
 def new_time_id() -> str:
-    """20 hexadecimal digits that sort by the time they were made (48 bits of Unix milliseconds, 32 random)."""
-    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(4)}"
+    """20 hexadecimal digits that sort by the time they were made: 48 bits of Unix milliseconds, 32 random.
+
+    Those of one process are strictly ascending, also within a millisecond or when the clock is set back.
+    """
+    global _last_time_id
+    drawn = (time.time_ns() // 1_000_000) << 32 | secrets.randbits(32)
+    _last_time_id = max(drawn, _last_time_id + 1 + secrets.randbits(16))
+    return f"{_last_time_id:020x}"
+
+
+_last_time_id = 0

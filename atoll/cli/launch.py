@@ -1,5 +1,7 @@
 """`atoll launch`."""
 
+import asyncio
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,6 +22,8 @@ from atoll.cli.settings import Settings
 if TYPE_CHECKING:
     from atoll.client import Client, InstanceSpec, InstanceView
 
+ADDRESS_TIME = 15.0
+"""Seconds that a guest whose agent answers may take to have the addresses planned for it."""
 ELSEWHERE = {
     "image": "it is the first argument: atoll launch IMAGE",
     "name": "it is the second argument: atoll launch IMAGE NAME",
@@ -177,7 +181,22 @@ async def _until_ready(client: "Client", view: "InstanceView", patience: float) 
             f"{view.name} runs, but its agent has not answered within {patience:g} s",
             hint=f"see atoll log {view.name} or atoll console {view.name}",
         ) from error
+    await _until_addressed(client, view)
     return await client.instances.get(view.name)
+
+
+async def _until_addressed(client: "Client", view: "InstanceView") -> None:
+    """Until the guest has the addresses its networks planned: what is launched can be reached. Some guests take
+    none (their own affair), so this is a courtesy with an end, not a promise."""
+    end = monotonic() + ADDRESS_TIME
+    while monotonic() < end:
+        try:
+            inside = await asyncio.wait_for(client.instances.addresses(view.name), ADDRESS_TIME)
+        except (AtollError, TimeoutError):
+            return
+        if all(set(nic.addresses) <= set(inside.get(nic.mac, ())) for nic in view.instance.hardware.nics):
+            return
+        await asyncio.sleep(0.2)
 
 
 async def _summary(client: "Client", view: "InstanceView") -> str:
@@ -190,9 +209,9 @@ async def _summary(client: "Client", view: "InstanceView") -> str:
 
 async def _dns_name(client: "Client", view: "InstanceView") -> str:
     """The name under which other guests of its first network find it; "" where they cannot."""
-    for nic in view.instance.hardware.nics[:1]:
+    for nic, wanted in zip(view.instance.hardware.nics[:1], view.instance.spec.nics, strict=False):
         try:
-            network = await client.networks.get(nic.network)
+            network = await client.networks.get(wanted.network)
         except AtollError:
             return ""
         for port in network.ports:

@@ -116,9 +116,11 @@ def _sized(size: int, number: int) -> str:
 
 def _nics(view: "InstanceView", inside: Addresses) -> Section:
     rows = []
+    wanted = view.instance.spec.nics
     for number, nic in enumerate(view.instance.hardware.nics):
+        name = wanted[number].network if number < len(wanted) else nic.network
         seen = [address for address in inside.get(nic.mac, ()) if address not in nic.addresses]
-        lines = [f"{nic.mac} on network {nic.network}, slot {nic.slot}"]
+        lines = [f"{nic.mac} on network {name}, slot {nic.slot}"]
         lines += [
             f"{address} planned{', in use' if address in inside.get(nic.mac, ()) else ''}"
             for address in nic.addresses

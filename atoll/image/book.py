@@ -130,10 +130,6 @@ class ImageBook:
             put={ref: msgspec.json.encode(use)},
         )
 
-    def using(self, digest: Digest, use: ImageUse) -> Txn:
-        """A part that keeps a reference under its user's new name."""
-        return Txn(put={ref_key(digest, use.volume): msgspec.json.encode(use)})
-
     async def renaming(self, digest: Digest, use: ImageUse) -> Txn:
         """A part that keeps a reference under its user's new name; nothing where there is none any more."""
         key = ref_key(digest, use.volume)

@@ -81,7 +81,7 @@ class Here:
         await self.engine(view).start(plan)
 
     async def record_running(self, work: RunningWork, view: InstanceView) -> InstanceView:
-        """After a start. The guest may have died already: then that stands."""
+        """After a start. A guest that died since is found so by the keeper, or by the next `reconcile`."""
         before = view.status_revision
         view = await self.seen(view.id, State.RUNNING, restart_for=(), exit=None) or view
         work.changed(f"status/{view.id}", before, view.status_revision)

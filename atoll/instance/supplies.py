@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from atoll.base import clock
 from atoll.base.errors import Absent, AtollError
-from atoll.base.ids import Bytes, HostId, NetworkId, PortId, VolumeId, new_uuid
+from atoll.base.ids import Bytes, Digest, HostId, NetworkId, PortId, VolumeId, new_uuid
 from atoll.image.book import ImageBook, ImageView
 from atoll.image.library import Library
 from atoll.image.model import Image, ImageUse
@@ -168,7 +168,7 @@ class Supplies:
         """Its name in what it uses: its image's users, its ports' records and, while it runs, their DNS."""
         for disk in view.instance.hardware.disks:
             use = ImageUse(volume=disk.volume, project=view.project, user=view.name)
-            await self.store.commit(self.images.using(view.instance.image, use))
+            await self._rename_use(view.instance.image, use)
         for nic in view.instance.hardware.nics:
             record = await self._network(nic.network)
             if record is None:
@@ -177,6 +177,12 @@ class Supplies:
             driver = await self.realise(record)
             if running and port is not None:
                 await driver.plug(port, owner=owner)
+
+    async def _rename_use(self, image: Digest, use: ImageUse) -> None:
+        async def make() -> tuple[None, Txn]:
+            return None, await self.images.renaming(image, use)
+
+        await commit_afresh(self.store, make)
 
     async def sweep(self, views: Iterable[InstanceView]) -> None:
         """Unplug ports that no running instance has: leavings of guests that ended while nobody looked."""

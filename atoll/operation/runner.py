@@ -148,9 +148,12 @@ class Operations:
         subject: Subject,
         request: Request,
         problem: Problem | None = None,
+        *,
+        began: clock.Timestamp | None = None,
     ) -> Operation:
         """Keep a change that a route carried out itself (exec, a file pushed), already ended: for the audit."""
         asked = self._asked(verb, args, subject, request)
+        asked = msgspec.structs.replace(asked, created=began or asked.created)
         status = OperationStatus.FAILED if problem else OperationStatus.DONE
         ended = msgspec.structs.replace(asked, status=status, finished=clock.now(), problem=problem)
         await self.book.close(ended)

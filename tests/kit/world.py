@@ -37,7 +37,7 @@ from atoll.operation.runner import Hook, Operations, Request, nothing
 from atoll.storage.book import StorageBook
 from atoll.storage.registry import Pools
 from atoll.store.memory import MemoryStore
-from tests.kit.fake_engine import FakeEngine
+from tests.kit.fake_engine import FakeEngine, FakeHost
 from tests.kit.fake_network import FakeNetwork
 from tests.kit.fake_pool import FakePool
 
@@ -51,6 +51,7 @@ class World:
     shared: MemoryStore = field(default_factory=MemoryStore)
     local: MemoryStore = field(default_factory=MemoryStore)
     pool: FakePool = field(default_factory=FakePool)
+    guests: FakeHost = field(default_factory=FakeHost)
     engine: FakeEngine = field(default_factory=FakeEngine)
     nets: dict[str, FakeNetwork] = field(default_factory=dict)
     memory: HostMemory = field(default_factory=lambda: HostMemory(Bytes(64 * GIB), Bytes(0)))
@@ -63,6 +64,7 @@ class World:
     async def boot(self, hook: Hook = nothing, *, rebooted: bool = False) -> AsyncIterator["World"]:
         """A daemon's life: found guests, recovered operations, reconciled records. Leaving is `kill -9`."""
         self.epoch += 1
+        self.engine = FakeEngine(self.guests)
         events = Events(self.local)
         await events.start()
         host = HostId("7c0e5c1e-6e0e-4a1f-9d6b-0d7d6f3b1a2c")

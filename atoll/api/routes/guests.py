@@ -29,6 +29,7 @@ from atoll.api.route import (
     streamed,
 )
 from atoll.api.services import Services
+from atoll.base import clock
 from atoll.base.errors import AtollError, Bug, Refused
 from atoll.base.ids import InstanceId
 from atoll.client.wire import ExecBody, Pushed
@@ -146,14 +147,14 @@ async def _bounded(call: Call) -> AsyncIterator[bytes]:
 @asynccontextmanager
 async def audited(call: Call, verb: str, args: msgspec.Struct, guest: InstanceId) -> AsyncIterator[None]:
     """What happens within is kept for the audit with its outcome, whatever that is."""
-    subject, by = Subject("instance", call.project, call.name, guest), call.by
+    subject, by, began = Subject("instance", call.project, call.name, guest), call.by, clock.now()
     try:
         yield
     except Exception as error:
         ours = error if isinstance(error, AtollError) else Bug("Atoll itself failed")
-        await call.services.operations.record(verb, args, subject, by, problem=as_problem(ours))
+        await call.services.operations.record(verb, args, subject, by, problem=as_problem(ours), began=began)
         raise
-    await call.services.operations.record(verb, args, subject, by)
+    await call.services.operations.record(verb, args, subject, by, began=began)
 
 
 @routes.add("GET", ONE + "/log", action="instance.log", answer=bytes, media=BYTES)

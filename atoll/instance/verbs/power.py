@@ -47,6 +47,9 @@ class Start:
     async def run(self, work: RunningWork, args: NamedArgs) -> None:
         view = await self._here.book.get(args.project, args.name)
         work.about(id=view.id)
+        if work.resumed:
+            await self._here.record_running(work, view)
+            return
         if view.status.state is State.RUNNING:
             await wanted(self._here, view, Power.ON)
             return
@@ -67,7 +70,9 @@ class Revive:
         view = await self._here.book.get(args.project, args.name)
         work.about(id=view.id)
         status = view.status
-        if status.state is State.STOPPED and status.generation == args.generation:
+        if work.resumed:
+            await self._here.record_running(work, view)
+        elif status.state is State.STOPPED and status.generation == args.generation:
             await self._here.seen(view.id, None, restarts=status.restarts + 1)
             await start(self._here, work, await self._here.present(view.id))
 
