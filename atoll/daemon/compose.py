@@ -31,7 +31,7 @@ from atoll.instance.catalog import Catalog
 from atoll.instance.engines.qemu.engine import Qemu
 from atoll.instance.here import Here
 from atoll.instance.keeper import Keeper
-from atoll.instance.model import Kind
+from atoll.instance.model import Kind, State
 from atoll.instance.supplies import Supplies
 from atoll.instance.uids import Uids
 from atoll.instance.undoers import undoers
@@ -65,7 +65,12 @@ class Atoll:
     engine: Qemu
     probe: AccelProbe
     library: Library
+    networks: Realised
     rebooted: bool
+
+    async def idle(self) -> bool:
+        """Whether no guest runs."""
+        return all(seen.state is State.STOPPED for seen in (await self.engine.observe()).values())
 
 
 @contextlib.asynccontextmanager
@@ -91,6 +96,7 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
         await pools.open()
         realised = Realised(Site(me.tag, run_directory(me.tag), local))
         await _default_network(networks)
+        await realised.withdraw(keep=[network.id for network in await networks.all()])
 
         kernels = Kernels(library)
         probe = kernels.probe = AccelProbe(paths.state / "accel.json", kernels)
@@ -123,7 +129,7 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
             memory=memory,
             recipes=tuple(RecipeView(name=name, description=about(recipe)) for name, recipe in RECIPES.items()),
         )
-        yield Atoll(services, keeper, engine, probe, library, rebooted)
+        yield Atoll(services, keeper, engine, probe, library, realised, rebooted)
 
 
 def about(recipe: Recipe) -> str:

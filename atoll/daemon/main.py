@@ -92,6 +92,9 @@ async def run(paths: Paths, config: Config, hook: Hook = nothing) -> None:
             for task in work:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
+        await serving.close()
+        if await atoll.idle():
+            await atoll.networks.withdraw()
     logger.info("ended; guests go on")
 
 

@@ -1,13 +1,18 @@
 """The networks as this host has them: each driver made at first use and kept."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from atoll.base.errors import AtollError
 from atoll.base.ids import NetworkId
 from atoll.network.book import NetworkBook
+from atoll.network.index import indexes
 from atoll.network.model import Network, Port
 from atoll.network.network import NetworkDriver
-from atoll.network.registry import Site, realise
+from atoll.network.registry import Site, realise, withdraw
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,18 @@ class Realised:
         if found is None:
             found = self._known.setdefault(record.id, await realise(record, self.site))
         return found
+
+    async def withdraw(self, keep: Collection[str] = ()) -> None:
+        """Take down what this host has of every network but those to `keep`: links, rules, dnsmasq, names.
+
+        They come back at the next plug. For networks without a record, and for all once no guest runs.
+        """
+        for id in (await indexes(self.site.local)).keys() - set(keep):
+            self._known.pop(id, None)
+            try:
+                await withdraw(id, self.site)
+            except AtollError as error:
+                log.warning("network %s could not be taken down: %s", id, error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ class Paths:
         """The state directory is its owner's alone: records, tokens' hashes and disks are in it."""
         self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.state.chmod(0o700)
-        for sub in (self.run, self.images, self.pools, self.networks):
+        for sub in (self.run, self.images, self.pools):
             sub.mkdir(mode=0o700, exist_ok=True)
         self.cache.mkdir(mode=0o755, parents=True, exist_ok=True)
 
@@ -46,10 +46,6 @@ class Paths:
     @property
     def pools(self) -> Path:
         return self.state / "pools"
-
-    @property
-    def networks(self) -> Path:
-        return self.state / "networks"
 
     @property
     def log(self) -> Path:
