@@ -72,15 +72,16 @@ async def obtain(
     if chosen is None:
         store.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=".apt-") as scratch:
-            chosen = await _choose_and_fetch(_Apt(wanted, cache, Path(scratch)), store, fetched)
+            chosen = await _choose_and_fetch(_Apt(wanted, cache, Path(scratch)), store, fetched, refresh)
         await asyncio.to_thread(_write, record, msgspec.json.encode(Set(wanted, chosen)))
     return {deb.name: store / deb.file for deb in chosen}
 
 
-async def _choose_and_fetch(apt: "_Apt", store: Path, fetched: Fetched | None) -> tuple[Deb, ...]:
+async def _choose_and_fetch(apt: "_Apt", store: Path, fetched: Fetched | None, refresh: bool) -> tuple[Deb, ...]:
     """From the host's package lists; where they are missing or too old, from private and fresh ones."""
-    with contextlib.suppress(Broken):
-        return await _fetch(apt, store, fetched)
+    if not refresh:
+        with contextlib.suppress(Broken):
+            return await _fetch(apt, store, fetched)
     await apt.update()
     try:
         return await _fetch(apt, store, fetched)
