@@ -157,40 +157,40 @@ VERBS: dict[str, dict[str, Any]] = {
     "instance.rename": {"to": "other"},
     "instance.set": {"changes": Changes(description="x")},
 }
-_ = None
+NO = None
 # What each verb leads to from each state: the state after it, or None where it is refused with a reason.
 TABLE: dict[State, dict[str, State | str | None]] = {
-    State.CREATING: dict.fromkeys(VERBS, _) | {"instance.rename": State.CREATING, "instance.set": State.CREATING},
+    State.CREATING: dict.fromkeys(VERBS, NO) | {"instance.rename": State.CREATING, "instance.set": State.CREATING},
     State.STOPPED: {
-        "instance.start": State.RUNNING, "instance.stop": State.STOPPED, "instance.restart": _,
-        "instance.pause": _, "instance.resume": _, "instance.delete": "absent",
+        "instance.start": State.RUNNING, "instance.stop": State.STOPPED, "instance.restart": NO,
+        "instance.pause": NO, "instance.resume": NO, "instance.delete": "absent",
         "instance.delete --force": "absent", "instance.rename": State.STOPPED, "instance.set": State.STOPPED,
     },
-    State.STARTING: dict.fromkeys(VERBS, _) | {"instance.rename": State.STARTING, "instance.set": State.STARTING},
+    State.STARTING: dict.fromkeys(VERBS, NO) | {"instance.rename": State.STARTING, "instance.set": State.STARTING},
     State.RUNNING: {
         "instance.start": State.RUNNING, "instance.stop": State.STOPPED, "instance.restart": State.RUNNING,
-        "instance.pause": State.PAUSED, "instance.resume": State.RUNNING, "instance.delete": _,
+        "instance.pause": State.PAUSED, "instance.resume": State.RUNNING, "instance.delete": NO,
         "instance.delete --force": "absent", "instance.rename": State.RUNNING, "instance.set": State.RUNNING,
     },
     State.PAUSED: {
-        "instance.start": _, "instance.stop": State.STOPPED, "instance.restart": State.RUNNING,
-        "instance.pause": State.PAUSED, "instance.resume": State.RUNNING, "instance.delete": _,
+        "instance.start": NO, "instance.stop": State.STOPPED, "instance.restart": State.RUNNING,
+        "instance.pause": State.PAUSED, "instance.resume": State.RUNNING, "instance.delete": NO,
         "instance.delete --force": "absent", "instance.rename": State.PAUSED, "instance.set": State.PAUSED,
     },
     State.STOPPING: {
-        "instance.start": _, "instance.stop": State.STOPPED, "instance.restart": State.RUNNING,
-        "instance.pause": _, "instance.resume": _, "instance.delete": _,
+        "instance.start": NO, "instance.stop": State.STOPPED, "instance.restart": State.RUNNING,
+        "instance.pause": NO, "instance.resume": NO, "instance.delete": NO,
         "instance.delete --force": "absent", "instance.rename": State.STOPPING, "instance.set": State.STOPPING,
     },
     State.MIGRATING: {
-        **dict.fromkeys(VERBS, _), "instance.rename": State.MIGRATING, "instance.set": State.MIGRATING,
+        **dict.fromkeys(VERBS, NO), "instance.rename": State.MIGRATING, "instance.set": State.MIGRATING,
     },
     State.BROKEN: {
-        "instance.start": State.RUNNING, "instance.stop": State.STOPPED, "instance.restart": _,
-        "instance.pause": _, "instance.resume": _, "instance.delete": "absent",
+        "instance.start": State.RUNNING, "instance.stop": State.STOPPED, "instance.restart": NO,
+        "instance.pause": NO, "instance.resume": NO, "instance.delete": "absent",
         "instance.delete --force": "absent", "instance.rename": State.BROKEN, "instance.set": State.BROKEN,
     },
-    State.GONE: dict.fromkeys(VERBS, _) | {"instance.delete": "absent", "instance.delete --force": "absent"},
+    State.GONE: dict.fromkeys(VERBS, NO) | {"instance.delete": "absent", "instance.delete --force": "absent"},
 }  # fmt: skip
 
 
