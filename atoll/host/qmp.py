@@ -48,11 +48,13 @@ class Qmp:
         try:
             async with asyncio.timeout(timeout):
                 await client.connect(sock)
-        except TimeoutError as error:
-            raise Unreachable(f"{name}: QEMU did not answer within {timeout:g} s") from error
-        except (ConnectError, QMPError, OSError, EOFError) as error:
+        except BaseException as error:
             sock.close()
-            raise Broken(f"{name}: QEMU hung up: {error}") from error
+            if isinstance(error, TimeoutError):
+                raise Unreachable(f"{name}: QEMU did not answer within {timeout:g} s") from error
+            if isinstance(error, ConnectError | QMPError | OSError | EOFError):
+                raise Broken(f"{name}: QEMU hung up: {error}") from error
+            raise
         return cls(client, name)
 
     async def execute(

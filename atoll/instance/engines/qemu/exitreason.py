@@ -68,9 +68,9 @@ def judge(remains: Remains) -> tuple[str, bool]:
 def of(run: RunDir, remains: Remains) -> Exit:
     """Complete `remains` from the logs, and judge."""
     log = tail(run.log, _TAIL)
-    if not remains.cause:
-        remains = msgspec.structs.replace(remains, cause=traced(log))
-    remains = msgspec.structs.replace(remains, killer=killer(log))
+    signalled = killer(log)  # of which the trace says nothing
+    cause = remains.cause or ("host-signal" if signalled else traced(log))
+    remains = msgspec.structs.replace(remains, cause=cause, killer=signalled)
     reason, clean = judge(remains)
     return Exit(reason, clean, clock.now(), last_lines(tail(run.serial, _TAIL), log))
 
