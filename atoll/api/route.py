@@ -6,6 +6,7 @@
 What validates a request and what describes it in OpenAPI are one and the same struct.
 """
 
+import hashlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -71,7 +72,11 @@ class Call:
         """Begin a change of the thing that the path names: 202, and where to ask for its outcome."""
         kind = verb.partition(".")[0]
         subject = Subject(kind, self.project, self.name if name is None else name)
-        return accepted(await self.services.operations.submit(verb, args, subject, self.by))
+        asked = b"\0".join(
+            (self.request.method.encode(), self.request.url.path.encode(), await self.request.body())
+        )
+        by = msgspec.structs.replace(self.by, fingerprint=hashlib.sha256(asked).hexdigest())
+        return accepted(await self.services.operations.submit(verb, args, subject, by))
 
 
 def answer(value: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Reply:

@@ -36,17 +36,17 @@ class OperationBook:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def open(self, operation: Operation, key: str = "") -> Operation:
+    async def open(self, operation: Operation, key: str = "", fingerprint: str = "") -> Operation:
         """Record a new operation; with an idempotency `key` that was used before, the former one instead.
 
-        Raises Invalid where that key was used for another request.
+        Raises Invalid where that key was used for a request with another `fingerprint`.
         """
         txn = self._opening(operation)
         if not key:
             await self._store.commit(txn)
             return operation
         at = idempotency(operation.actor, key)
-        claim = Claimed(operation.id, fingerprint(operation))
+        claim = Claimed(operation.id, fingerprint)
         expect = {**txn.expect, at: ABSENT}
         put = {**txn.put, at: msgspec.json.encode(claim)}
         try:
@@ -117,8 +117,3 @@ class OperationBook:
 def idempotency(actor: Actor, key: str) -> Key:
     digest = hashlib.sha256(f"{actor.kind}:{actor.name}:{key}".encode()).hexdigest()
     return Key(IDEMPOTENCY + digest[:32])
-
-
-def fingerprint(operation: Operation) -> str:
-    parts = (operation.verb, operation.subject.project, operation.subject.name, bytes(operation.request).decode())
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -100,6 +100,11 @@ class Events:
     def _hand_out(self, news: News) -> None:
         self._listeners = {listener for listener in self._listeners if listener.offer(news)}
 
+    @property
+    def latest(self) -> str:
+        """The id of the last event handed out ("0": none yet): where a follower that has seen none resumes."""
+        return self._kept[-1].id if self._kept else "0"
+
     async def follow(self, since: str | None = None, wanted: Wanted = lambda _: True) -> AsyncIterator[News]:
         """News after the one with id `since` ("0": all that is kept; None: from now on), without end.
 

@@ -28,11 +28,15 @@ def nothing(_verb: str, _step: str, _moment: str) -> None:
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """Who asked for a change, and how to tell the same request sent twice."""
+    """Who asked for a change, and how to tell the same request sent twice.
+
+    `fingerprint`: of what was sent, so that a key used for something else is found out.
+    """
 
     actor: Actor
     id: str = ""
     idempotency_key: str = ""
+    fingerprint: str = ""
 
 
 class RunningWork:
@@ -109,7 +113,7 @@ class Operations:
     async def submit(self, verb: str, args: msgspec.Struct, subject: Subject, request: Request) -> Operation:
         """Accept a change. It runs on its own; `wait` or the events tell its outcome."""
         asked = self._asked(verb, args, subject, request)
-        operation = await self.book.open(asked, request.idempotency_key)
+        operation = await self.book.open(asked, request.idempotency_key, request.fingerprint)
         if operation.id == asked.id:
             self._begin(RunningWork(self, self._verbs[verb], operation), args)
         return operation

@@ -170,11 +170,11 @@ async def test_recovery_leaves_this_daemons_own_operations_alone() -> None:
 async def test_idempotency_key_gives_the_same_operation_or_is_refused() -> None:
     world = World()
     runner = await world.boot()
-    first = await outcome(runner, Args(), idempotency_key="k")
-    again = await outcome(runner, Args(), idempotency_key="k")
+    first = await outcome(runner, Args(), idempotency_key="k", fingerprint="f")
+    again = await outcome(runner, Args(), idempotency_key="k", fingerprint="f")
     assert first.id == again.id
     with pytest.raises(Invalid, match="another request"):
-        await outcome(runner, Args(fail_at="one"), idempotency_key="k")
+        await outcome(runner, Args(fail_at="one"), idempotency_key="k", fingerprint="g")
     assert (await outcome(runner, Args(), idempotency_key="other")).id != first.id
 
 

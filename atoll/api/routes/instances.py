@@ -1,8 +1,6 @@
 """Instances: their records, and what is done with the whole of one."""
 
 import re
-from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -40,22 +38,6 @@ class DeleteQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     force: bool = False
 
 
-class Given(OrderedDict[tuple[str, str], str]):
-    """Names made up for the latest requests by actor and Idempotency-Key: the same one when it is sent again."""
-
-    def name(self, key: tuple[str, str], taken: Sequence[str]) -> str:
-        if not key[1]:
-            return make_up(taken)
-        if key not in self:
-            self[key] = make_up(taken)
-        while len(self) > 1000:
-            self.popitem(last=False)
-        return self[key]
-
-
-_given = Given()
-
-
 @routes.add("GET", BASE, action="instance.list", answer=list[InstanceView], headers={"If-None-Match": "an ETag"})
 async def list_instances(call: Call, query: InstancesQuery) -> Reply:
     """Instances of a project, by name."""
@@ -85,8 +67,7 @@ async def launch(call: Call, body: LaunchBody) -> Reply:
     """Create an instance and start it. The operation's subject has its name."""
     if body.name is None:
         taken = [view.name for view in await call.services.instances.list(call.project)]
-        by = call.by
-        name = _given.name((f"{by.actor.kind}:{by.actor.name}", by.idempotency_key), taken)
+        name = make_up(taken)
     else:
         name = check_label(body.name)
     args = LaunchArgs(project=call.project, name=name, spec=body.spec, start=body.start)

@@ -126,18 +126,19 @@ async def follow_events(call: Call, query: EventsQuery) -> Reply:
     await asyncio.sleep(0)
     if first.done() and (error := first.exception()) is not None:
         raise error
-    stream = _sse(source, first, closing(call.request.scope), call.services.limits.heartbeat)
+    begin = b": atoll\n\n" if since else f"id: {call.services.events.latest}\n\n".encode()
+    stream = _sse(begin, source, first, closing(call.request.scope), call.services.limits.heartbeat)
     return streamed(stream, media_type=SSE)
 
 
 async def _sse(
-    source: AsyncIterator[News], first: asyncio.Future[News], closing: asyncio.Event, heartbeat: float
+    begin: bytes, source: AsyncIterator[News], first: asyncio.Future[News], closing: asyncio.Event, heartbeat: float
 ) -> AsyncIterator[bytes]:
-    """Until the client goes, the reader falls behind or the daemon ends."""
+    """Until the client goes, the reader falls behind or the daemon ends. `begin`: an id to resume from."""
     coming = first
     ending = asyncio.ensure_future(closing.wait())
     try:
-        yield b": atoll\n\n"
+        yield begin
         while not closing.is_set():
             both: set[asyncio.Future[Any]] = {coming, ending}
             await asyncio.wait(both, timeout=heartbeat, return_when=asyncio.FIRST_COMPLETED)
