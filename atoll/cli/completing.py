@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,8 @@ from atoll.cli.settings import Settings
 if TYPE_CHECKING:
     from atoll.client import Client
 
-DEADLINE = 0.3
+DEADLINE = float(os.environ.get("ATOLL_COMPLETE_TIME", "0.5"))
+"""Seconds that a Tab may take. A slow machine may want more."""
 Items = list[CompletionItem[str]]
 Completer = Callable[[click.Context, click.Parameter, str], Items]
 

@@ -207,7 +207,9 @@ async def test_completion_of_names(reef: Shore) -> None:
 
     async def complete(words: str) -> list[str]:
         number = str(len(words.split(" ")) - 1)
-        ran = await reef.atoll(_ATOLL_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=number)
+        ran = await reef.atoll(
+            _ATOLL_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=number, ATOLL_COMPLETE_TIME="20"
+        )
         return [line.partition(",")[2] for line in ran.out.split()]
 
     assert await complete("atoll stop ") == ["db", "web"]
