@@ -1,6 +1,7 @@
 """`atoll up`, `atoll down`, `atoll daemon`."""
 
 import contextlib
+import dataclasses
 import os
 import select
 import signal
@@ -68,14 +69,14 @@ def up(ctx: click.Context, options: Sequence[str]) -> None:
         _say(settings, f"the daemon runs already (state in {settings.state})")
         return
     begun = time.monotonic()
-    child = spawn(settings, options)
+    child, earlier = spawn(settings, options)
     while not answers(settings):
         if child.poll() is not None and not _another_starts(settings):
-            raise _died(settings, child.returncode)
+            raise _died(settings, child.returncode, earlier)
         if time.monotonic() - begun > START_DEADLINE:
             raise Unreachable(
                 f"the daemon (process {child.pid}) has not answered within {START_DEADLINE:.0f} s",
-                hint=f"it may still come: see {_log(settings)}, then atoll host show",
+                hint=f"it may still come: see {_own(settings)}, then atoll host show",
             )
         time.sleep(0.02)
     child.returncode = 0  # it goes on without us: no complaint about a child that was not waited for
@@ -115,14 +116,16 @@ def answers(settings: Settings) -> bool:
     return True
 
 
-def spawn(settings: Settings, options: Sequence[str]) -> "subprocess.Popen[bytes]":
-    """The daemon in a session of its own, its output appended to STATE/log (kept below some MiB, one older)."""
+def spawn(settings: Settings, options: Sequence[str]) -> tuple["subprocess.Popen[bytes]", int]:
+    """The daemon in a session of its own, its output appended to STATE/log (kept below some MiB, one older); and
+    how many bytes of that file are from earlier starts."""
     try:
         os.makedirs(settings.state, mode=0o700, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             if os.path.getsize(_log(settings)) > LOG_KEPT:
                 os.replace(_log(settings), _log(settings) + ".1")
         log = os.open(_log(settings), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        earlier = os.fstat(log).st_size
     except PermissionError as error:
         raise Denied(
             f"{error.filename} may not be written by you", hint="be root, or give another directory: --state DIR"
@@ -130,7 +133,7 @@ def spawn(settings: Settings, options: Sequence[str]) -> "subprocess.Popen[bytes
     except OSError as error:
         raise Broken(f"{error.filename}: {error.strerror}", hint="give another directory: --state DIR") from error
     try:
-        return subprocess.Popen(
+        child = subprocess.Popen(
             daemon_command(settings, options),
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -140,6 +143,7 @@ def spawn(settings: Settings, options: Sequence[str]) -> "subprocess.Popen[bytes
         )
     finally:
         os.close(log)
+    return child, earlier
 
 
 def _another_starts(settings: Settings) -> bool:
@@ -152,16 +156,20 @@ def _another_starts(settings: Settings) -> bool:
     return False
 
 
-def _died(settings: Settings, code: int) -> AtollError:
+def _died(settings: Settings, code: int, earlier: int) -> AtollError:
     how = f"with exit code {code}" if code >= 0 else f"by signal {-code}"
     with open(_log(settings), "rb") as file:
-        file.seek(max(0, os.path.getsize(_log(settings)) - 4096))
+        file.seek(max(earlier, os.path.getsize(_log(settings)) - 4096))
         lines = file.read().decode(errors="replace").splitlines()[-10:]
     for line in lines:
         click.echo(f"  {plain(line)}", err=True)
-    return Broken(
-        f"the daemon ended at its start {how}", hint=f"its last lines are above; all are in {_log(settings)}"
-    )
+    hint = f"its last words are above; more may be in {_own(settings)}"
+    return Broken(f"the daemon ended at its start {how}", hint=hint)
+
+
+def _own(settings: Settings) -> str:
+    """The log that the daemon itself keeps, once it is that far."""
+    return os.path.join(os.path.abspath(settings.state), "daemon.log")
 
 
 @command("down", examples=["atoll down", "atoll down --guests --grace 1m"])
@@ -171,7 +179,7 @@ def _died(settings: Settings, code: int) -> AtollError:
 def down(ctx: click.Context, guests: bool, grace: str) -> None:
     """End the daemon. Instances run on, and the next `atoll up` finds them again.
 
-    With --guests they are shut down first, and start again with the host or by `atoll start`.
+    With --guests those of the project are shut down first.
     """
     settings = _local(ctx.ensure_object(Settings), "down")
     seconds = parse_duration(grace, field="--grace")
@@ -197,13 +205,15 @@ def _await_end(settings: Settings, found: process.Process) -> None:
     if not ready:
         raise Unreachable(
             f"the daemon (process {found.pid}) has not ended within {show_duration(END_DEADLINE)}",
-            hint=f"see {_log(settings)}",
+            hint=f"see {_own(settings)}",
         )
 
 
 async def _stop_guests(settings: Settings, client: "Client", grace: float) -> None:
     from atoll.client import State
 
+    if settings.output != "table":  # one result is printed, and it is not these operations
+        settings = dataclasses.replace(settings, output="table", quiet=True)
     views = await client.instances.list(states=[State.RUNNING, State.PAUSED])
     await several.each(
         client,

@@ -1,5 +1,6 @@
 """`atoll host`."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ COLUMNS = [
     Column("PROMISED", lambda view: show_size(view.memory.promised), right=True),
     Column("PROMISABLE", lambda view: show_size(view.memory.promisable), right=True),
 ]
+MANY, SHORT, WIDE = 8, 24, 90
 _ID = click.argument("id", required=False)
 
 
@@ -116,9 +118,13 @@ def _row(number: int, each: Any) -> tuple[str, list[str]]:
 
 
 def _value(key: str, value: Any) -> str | list[str]:
-    if isinstance(value, Sequence) and not isinstance(value, str) and any(len(str(each)) > 24 for each in value):
-        return [_flat(key, each) for each in value]
-    return _flat(key, value)
+    """A few values a line each; many that have names, or short ones, as running text."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) > MANY and all(isinstance(each, Mapping) and each.get("name") for each in value):
+            value = [each["name"] for each in value]
+        elif any(len(str(each)) > SHORT for each in value):
+            return [_flat(key, each) for each in value]
+    return textwrap.wrap(_flat(key, value), WIDE, break_long_words=False, break_on_hyphens=False)
 
 
 def _flat(key: str, value: Any) -> str:
@@ -126,7 +132,7 @@ def _flat(key: str, value: Any) -> str:
         return "yes" if value else "no"
     if value is None:
         return ""
-    if isinstance(value, int) and (value >= 16 * MiB or key.endswith("bytes")):
+    if isinstance(value, int) and (value >= 16 * MiB or key == "size"):
         return show_size(value)
     if isinstance(value, Mapping):
         return ", ".join(
@@ -138,4 +144,5 @@ def _flat(key: str, value: Any) -> str:
 
 
 def _label(key: str) -> str:
-    return key.replace("_", " ")
+    """`huge_pages` as words; `x86_64` is a name and stays."""
+    return key if any(letter.isdigit() for letter in key) else key.replace("_", " ")
