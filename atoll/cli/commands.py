@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from atoll.cli.errors import ReaderLeft
 from atoll.cli.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -115,6 +116,12 @@ class LazyGroup(Group):
         module, _, attribute = self._entries[cmd_name].where.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderLeft from error
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
         found = [

@@ -54,6 +54,10 @@ class SomeFailed(Exception):
         self.exit = exit
 
 
+class ReaderLeft(Exception):
+    """Nobody reads our output any more. (As a BrokenPipeError click would answer it, with exit code 1.)"""
+
+
 def describe(error: BaseException) -> Failure:
     """What to show for any error at all."""
     if isinstance(error, click.UsageError):

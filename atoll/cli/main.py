@@ -75,12 +75,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return errors.CTRL_C if isinstance(abort.__cause__, KeyboardInterrupt) else _report(abort, given)
     except KeyboardInterrupt:
         return errors.CTRL_C
-    except BrokenPipeError:
+    except (errors.ReaderLeft, BrokenPipeError):
         return _reader_left()
-    except SystemExit as ended:  # click's own answer to a broken pipe, in every mode
-        if isinstance(ended.__context__, BrokenPipeError):
-            return _reader_left()
-        raise
     except Exception as error:
         return _report(error, given)
 
