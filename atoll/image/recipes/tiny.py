@@ -42,6 +42,7 @@ _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _TIME = 1_577_836_800  # 2020-01-01: the time of every file
 _MOUNT_POINTS = {"dev": 0o755, "proc": 0o555, "sys": 0o555, "run": 0o755, "tmp": 0o1777, "mnt": 0o755}
 _ROOM = {"root": 0o700, "srv": 0o755, "home": 0o755, "var/log": 0o755, "var/tmp": 0o1777}
+_SECRET = {"/etc/shadow": 0o600}
 
 
 async def build(out: Path, cache: Path, progress: Progress, *, refresh: bool = False) -> Built:
@@ -53,7 +54,7 @@ async def build(out: Path, cache: Path, progress: Progress, *, refresh: bool = F
         refresh=refresh,
         fetched=lambda have, want: progress(f"downloading {show_size(want)} of packages", have * 100 // want),
     )
-    with tempfile.TemporaryDirectory(dir=out, prefix=".build-") as scratch:
+    with tempfile.TemporaryDirectory(dir=out, prefix=".build-", ignore_cleanup_errors=True) as scratch:
         work = Path(scratch)
         progress("unpacking", 10)
         sources = await _unpack(packages, work)
@@ -190,7 +191,7 @@ def _overlay(root: Tree, at: str, folder: Path) -> None:
             _overlay(root, path, item)
         else:
             data = item.read_bytes()
-            root.file(path, data, 0o755 if data.startswith(b"#!") else 0o644)
+            root.file(path, data, _SECRET.get(path, 0o755 if data.startswith(b"#!") else 0o644))
 
 
 def _identity(root: Tree) -> str:
