@@ -138,7 +138,7 @@ def test_facts_of_any_shape() -> None:
     told = {"kernel": "6.1", "memory": {"total": 8 << 30, "numa": [{"id": 0, "memory": 8 << 30}]}, "parts": [
         {"name": "nbd", "state": "missing", "costs": "no NBD export", "get": ""}], "kvm": False}  # fmt: skip
     sections = facts(told)
-    assert sections[0] == Section("", [("kernel", "6.1"), ("kvm", "no")])
+    assert sections[0] == Section("", [("kernel", ["6.1"]), ("kvm", ["no"])])
     assert sections[1].rows[0] == ("total", ["8GiB"])
     assert sections[2] == Section("parts", [("nbd", ["state: missing", "costs: no NBD export"])])
 
