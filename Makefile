@@ -29,7 +29,8 @@ bench: setup-dev
 	@$(PY) -m bench
 
 # Pins every dependency, for every Python from 3.11 on, with hashes and without a registry's address.
+LOCK = .venv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header -q
 lock: setup-dev
 	@$(PY) -m pip install -q uv
-	@.venv/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
-	  --generate-hashes --no-header --upgrade -q -o requirements.lock
+	@$(LOCK) --upgrade --all-extras -o requirements-dev.lock
+	@$(LOCK) --extra build -c requirements-dev.lock -o requirements.lock
