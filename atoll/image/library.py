@@ -15,7 +15,7 @@ import msgspec
 from atoll.base.errors import Absent, AtollError, Invalid
 from atoll.base.ids import Bytes, Digest
 from atoll.base.names import check_label, did_you_mean
-from atoll.host import disks, files
+from atoll.host import disks, files, memory
 from atoll.image.blobs import Blobs
 from atoll.image.book import ImageBook
 from atoll.image.model import File, Image, Manifest
@@ -105,7 +105,10 @@ class Library:
         await self.clear(key)
         with files.translated(f"build in {out}"):
             _make_folders(out, self._cache)
-        return await make(out, self._cache, progress, refresh=refresh)
+        try:
+            return await make(out, self._cache, progress, refresh=refresh)
+        finally:
+            await asyncio.to_thread(memory.give_back)
 
     async def clear(self, key: str) -> None:
         """Remove a build's workplace. Absent is success."""
