@@ -142,6 +142,8 @@ class Keeper:
                 self._revive(now)
         elif view.status.state is State.CREATING:
             await self._here.seen(view.id, State.BROKEN, reason="its creation was never finished")
+        elif view.status.state is State.STOPPED and not rebooted:  # a restart that was due, or begun and taken back
+            self._revive(view)
 
     async def _found(self, view: InstanceView, seen: Observed) -> None:
         log.info("%s/%s is %s", view.project, view.name, seen.state)
