@@ -22,7 +22,7 @@ from atoll.cli.errors import plain
 from atoll.cli.settings import Settings
 
 if TYPE_CHECKING:
-    from atoll.client import Client
+    from atoll.client import Client, Operation
 
 START_DEADLINE = 60.0
 END_DEADLINE = 120.0
@@ -179,7 +179,7 @@ def _own(settings: Settings) -> str:
 def down(ctx: click.Context, guests: bool, grace: str) -> None:
     """End the daemon. Instances run on, and the next `atoll up` finds them again.
 
-    With --guests those of the project are shut down first.
+    With --guests those of every project are shut down first; those wanted on start again at the host's next boot.
     """
     settings = _local(ctx.ensure_object(Settings), "down")
     seconds = parse_duration(grace, field="--grace")
@@ -214,12 +214,18 @@ async def _stop_guests(settings: Settings, client: "Client", grace: float) -> No
 
     if settings.output != "table":  # one result is printed, and it is not these operations
         settings = dataclasses.replace(settings, output="table", quiet=True)
-    views = await client.instances.list(states=[State.RUNNING, State.PAUSED])
+    views = await client.instances.list(states=[State.RUNNING, State.PAUSED], everywhere=True)
+    projects = {f"{view.project}/{view.name}": (view.project, view.name) for view in views}
+
+    async def stop(where: str) -> "Operation":
+        project, name = projects[where]
+        return await client.within(project).instances.stop(name, grace=grace, keep_wanted=True)
+
     await several.each(
         client,
         settings,
-        [view.name for view in views],
-        lambda name: client.instances.stop(name, grace=grace),
+        list(projects),
+        stop,
         doing="stopping",
         done="stopped",
     )

@@ -46,8 +46,9 @@ _LABEL = re.compile(r"[^=]{1,63}=.{0,255}", re.DOTALL)
 )
 @click.option("--state", "states", multiple=True, metavar="STATE", help="Only those in this state. Repeatable.")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Only those with this label. Repeatable.")
+@click.option("-A", "--all-projects", "everywhere", is_flag=True, help="Those of every project.")
 @click.pass_context
-def list_(ctx: click.Context, states: Sequence[str], labels: Sequence[str]) -> None:
+def list_(ctx: click.Context, states: Sequence[str], labels: Sequence[str], everywhere: bool) -> None:
     """List the project's instances by name."""
     from atoll.client import State
 
@@ -59,8 +60,8 @@ def list_(ctx: click.Context, states: Sequence[str], labels: Sequence[str]) -> N
             raise Invalid(f"{label!r} is not of the form key=value", hint="for example role=web", field="--label")
     wanted = dict(label.split("=", 1) for label in labels)
     settings = ctx.ensure_object(Settings)
-    views = run(
-        settings, lambda client: client.instances.list(labels=wanted, states=[State(state) for state in states])
-    )
+    chosen = [State(state) for state in states]
+    views = run(settings, lambda client: client.instances.list(labels=wanted, states=chosen, everywhere=everywhere))
+    columns = [Column("PROJECT", lambda view: view.project), *COLUMNS] if everywhere else COLUMNS
     none = "no instance matches" if states or labels else "no instances yet: atoll launch tiny"
-    output.emit_rows(settings, views, COLUMNS, name=lambda view: view.name, none=none)
+    output.emit_rows(settings, views, columns, name=lambda view: view.name, none=none)

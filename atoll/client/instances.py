@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from atoll.client.console import Console
 from atoll.client.transport import Query, Transport, decode, path_of
-from atoll.client.wire import ExecBody, LaunchBody, Pushed, RenameBody, StopBody
+from atoll.client.wire import ExecBody, LaunchBody, Pushed, RenameBody, RestartBody, StopBody
 from atoll.instance.book import InstanceView
 from atoll.instance.engine import Outcome, Stats
 from atoll.instance.model import InstanceSpec, State
@@ -27,13 +27,16 @@ class Instances:
     def _path(self, *rest: str) -> str:
         return path_of("projects", self._project, "instances", *rest)
 
-    async def list(self, *, labels: Mapping[str, str] | None = None, states: Sequence[State] = ()) -> Views:
-        """Those with all the `labels` in one of the `states`, by name."""
+    async def list(
+        self, *, labels: Mapping[str, str] | None = None, states: Sequence[State] = (), everywhere: bool = False
+    ) -> Views:
+        """Those with all the `labels` in one of the `states`, by name; of every project where `everywhere`."""
         query: Query = {
             "label": [f"{key}={value}" for key, value in (labels or {}).items()],
             "state": [str(state) for state in states],
         }
-        return await self._transport.request("GET", self._path(), Views, query=query)
+        path = path_of("instances") if everywhere else self._path()
+        return await self._transport.request("GET", path, Views, query=query)
 
     async def get(self, name: str) -> InstanceView:
         return await self._transport.request("GET", self._path(name), InstanceView)
@@ -56,12 +59,12 @@ class Instances:
     async def start(self, name: str) -> Operation:
         return await self._act(name, "start")
 
-    async def stop(self, name: str, *, grace: float = GRACE) -> Operation:
-        """By force after `grace` seconds; 0: at once."""
-        return await self._act(name, "stop", StopBody(grace=grace))
+    async def stop(self, name: str, *, grace: float = GRACE, keep_wanted: bool = False) -> Operation:
+        """By force after `grace` seconds; 0: at once. `keep_wanted`: it starts again with its host."""
+        return await self._act(name, "stop", StopBody(grace=grace, keep_wanted=keep_wanted))
 
     async def restart(self, name: str, *, grace: float = GRACE) -> Operation:
-        return await self._act(name, "restart", StopBody(grace=grace))
+        return await self._act(name, "restart", RestartBody(grace=grace))
 
     async def pause(self, name: str) -> Operation:
         return await self._act(name, "pause")
@@ -72,7 +75,7 @@ class Instances:
     async def rename(self, name: str, to: str) -> Operation:
         return await self._act(name, "rename", RenameBody(to=to))
 
-    async def _act(self, name: str, act: str, body: StopBody | RenameBody | None = None) -> Operation:
+    async def _act(self, name: str, act: str, body: RestartBody | StopBody | RenameBody | None = None) -> Operation:
         return await self._transport.change("POST", self._path(name, act), Operation, body=body)
 
     async def ready(self, name: str, *, timeout: float = 120.0) -> None:

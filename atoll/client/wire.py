@@ -30,10 +30,17 @@ class LaunchBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     spec: InstanceSpec
 
 
-class StopBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RestartBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`grace` 0: at once."""
 
     grace: Grace = GRACE
+
+
+class StopBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`grace` 0: at once. `keep_wanted`: the host goes down, the instance stays wanted on and starts with it."""
+
+    grace: Grace = GRACE
+    keep_wanted: bool = False
 
 
 class RenameBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -11,7 +11,7 @@ from atoll.api.errors import Stale
 from atoll.api.route import Call, Reply, Routes, raw
 from atoll.base.errors import Invalid
 from atoll.base.names import check_label, make_up
-from atoll.client.wire import LaunchBody, RenameBody, StopBody
+from atoll.client.wire import LaunchBody, RenameBody, RestartBody, StopBody
 from atoll.instance.book import InstanceView
 from atoll.instance.model import State
 from atoll.instance.verbs.args import Changes, DeleteArgs, LaunchArgs, NamedArgs, RenameArgs, SetArgs, StopArgs
@@ -41,7 +41,19 @@ class DeleteQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @routes.add("GET", BASE, action="instance.list", answer=list[InstanceView], headers={"If-None-Match": "an ETag"})
 async def list_instances(call: Call, query: InstancesQuery) -> Reply:
     """Instances of a project, by name."""
-    views = await call.services.instances.list(call.project)
+    return await _listed(call, query, call.project)
+
+
+@routes.add(
+    "GET", "/instances", action="instance.list-all", answer=list[InstanceView], headers={"If-None-Match": "an ETag"}
+)
+async def list_all_instances(call: Call, query: InstancesQuery) -> Reply:
+    """Instances of every project, by project and name."""
+    return await _listed(call, query, None)
+
+
+async def _listed(call: Call, query: InstancesQuery, project: str | None) -> Reply:
+    views = await call.services.instances.list(project)
     if query.label:
         labels = [tuple(label.split("=", 1)) for label in query.label]
         views = [view for view in views if all(view.instance.spec.labels.get(k) == v for k, v in labels)]
@@ -51,7 +63,7 @@ async def list_instances(call: Call, query: InstancesQuery) -> Reply:
     if call.request.headers.get("if-none-match") == tag:
         return raw(b"", status=304, headers={"ETag": tag})
     whole = not query.label and not query.state
-    pieces = _arrays.encode(call.project, views) if whole else [msgspec.json.encode(views)]
+    pieces = _arrays.encode(project or "", views) if whole else [msgspec.json.encode(views)]
     return Pieces(pieces, {"ETag": tag})
 
 
@@ -106,12 +118,12 @@ async def start(call: Call) -> Reply:
 @routes.add("POST", ONE + "/stop", action="instance.stop", answer=Operation, status=202)
 async def stop(call: Call, body: StopBody) -> Reply:
     """Shut an instance down, by force after `grace` seconds."""
-    args = StopArgs(project=call.project, name=call.name, grace=body.grace)
+    args = StopArgs(project=call.project, name=call.name, grace=body.grace, keep_wanted=body.keep_wanted)
     return await call.submit("instance.stop", args)
 
 
 @routes.add("POST", ONE + "/restart", action="instance.restart", answer=Operation, status=202)
-async def restart(call: Call, body: StopBody) -> Reply:
+async def restart(call: Call, body: RestartBody) -> Reply:
     """Shut an instance down and start it again."""
     args = StopArgs(project=call.project, name=call.name, grace=body.grace)
     return await call.submit("instance.restart", args)
