@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from atoll.base.clock import now
@@ -23,6 +24,7 @@ from atoll.network.drivers.bridge import BridgeNetwork
 from atoll.network.model import Network, Port
 from atoll.network.naming import run_directory
 from atoll.network.rules import nat_rules
+from bench.report import Row, row, text
 from tests.kit.netns import namespace
 
 AT_ONCE = 8
@@ -43,7 +45,8 @@ def make_record(number: int) -> Network:
     )
 
 
-async def timed(what: str, acts: Sequence[Callable[[], Awaitable[object]]], *, at_once: int = 1) -> None:
+async def timed(acts: Sequence[Callable[[], Awaitable[object]]], *, at_once: int = 1) -> list[float]:
+    """Milliseconds of each."""
     gate = asyncio.Semaphore(at_once)
     spans: list[float] = []
 
@@ -51,17 +54,14 @@ async def timed(what: str, acts: Sequence[Callable[[], Awaitable[object]]], *, a
         async with gate:
             began = time.perf_counter()
             await act()
-            spans.append(time.perf_counter() - began)
+            spans.append((time.perf_counter() - began) * 1000)
 
-    began = time.perf_counter()
     await asyncio.gather(*map(one, acts))
-    whole = time.perf_counter() - began
-    spans.sort()
-    middle, worst = spans[len(spans) // 2] * 1000, spans[-1] * 1000
-    print(f"{what:<34} {whole:7.2f} s   each: median {middle:6.1f} ms, worst {worst:6.1f} ms")
+    return spans
 
 
-async def ours(count: int, at_once: int) -> None:
+async def ours(count: int, at_once: int) -> list[Row]:
+    found: list[Row] = []
     tag = secrets.token_hex(3)
     records = [make_record(number) for number in range(count)]
     with namespace("bench") as space, space.entered():
@@ -77,16 +77,21 @@ async def ours(count: int, at_once: int) -> None:
             for record in records
         ]  # fmt: skip
         both = list(zip(networks, ports, strict=True))
-        label = f"atoll, {at_once} at a time:"
-        await timed(f"{label} up", [network.up for network in networks], at_once=at_once)
-        await timed(f"{label} up again", [network.up for network in networks], at_once=at_once)
-        await timed(f"{label} plug", [lambda n=n, p=p: n.plug(p) for n, p in both], at_once=at_once)  # type: ignore[misc]
-        await timed(f"{label} unplug", [lambda n=n, p=p: n.unplug(p.id) for n, p in both], at_once=at_once)  # type: ignore[misc]
-        await timed(f"{label} down", [network.down for network in networks], at_once=at_once)
+        acts: dict[str, list[Callable[[], Awaitable[object]]]] = {
+            "up": [network.up for network in networks],
+            "up again": [network.up for network in networks],
+            "plug": [partial(network.plug, port) for network, port in both],
+            "unplug": [partial(network.unplug, port.id) for network, port in both],
+            "down": [network.down for network in networks],
+        }
+        for what, each in acts.items():
+            took = await timed(each, at_once=at_once)
+            found.append(row(f"network, {at_once} at a time: {what}", "ms", took))
     shutil.rmtree(run_directory(tag).parent)
+    return found
 
 
-def raw(count: int) -> None:
+def raw(count: int) -> list[Row]:
     """The same links, rules and daemons by the tools themselves, all of a kind in one call."""
     records = [make_record(number) for number in range(count)]
     scratch = Path(tempfile.mkdtemp(dir="/run"))
@@ -113,27 +118,31 @@ def raw(count: int) -> None:
         for words in daemons:
             feed(space.argv("dnsmasq", *words), "")
         up = time.perf_counter()
-        print(f"{'raw tools: up':<34} {up - began:7.2f} s   links {linked - began:.2f}, "
-              f"rules {filtered - linked:.2f}, dnsmasq {up - filtered:.2f}")  # fmt: skip
         for pid in space.pids():
             subprocess.run(["kill", str(pid)], check=True)
         feed(space.argv("nft", "flush", "ruleset"), "")
         feed(space.argv("ip", "link", "del", "group", "7"), "")
-        print(f"{'raw tools: down':<34} {time.perf_counter() - up:7.2f} s")
+        down = time.perf_counter()
     shutil.rmtree(scratch)
+    each = {
+        "up": up - began,
+        "links of that": linked - began,
+        "rules of that": filtered - linked,
+        "dnsmasq of that": up - filtered,
+        "down": down - up,
+    }
+    return [
+        row(f"raw tools, a network's share: {what}", "ms", [took * 1000 / count]) for what, took in each.items()
+    ]
 
 
 def feed(argv: Sequence[str], text: str) -> None:
     subprocess.run(argv, input=text, text=True, check=True)
 
 
-def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    print(f"{count} networks, each with IPv4, IPv6, NAT, DHCP and names")
-    raw(count)
-    asyncio.run(ours(count, 1))
-    asyncio.run(ours(count, AT_ONCE))
+def rows(count: int = 100) -> list[Row]:
+    return [*raw(count), *asyncio.run(ours(count, 1)), *asyncio.run(ours(count, AT_ONCE))]
 
 
 if __name__ == "__main__":
-    main()
+    print(text(rows(int(sys.argv[1]) if sys.argv[1:] else 100)))

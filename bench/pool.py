@@ -6,7 +6,6 @@ Clones are made in turns by the pool and by bare `qemu-img create` with its defa
 
 import asyncio
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from atoll.host.disks import METADATA_UP_TO, Tuning
 from atoll.image.blobs import Blobs
 from atoll.storage.drivers.dir import DirPool
 from atoll.storage.model import Layer, VolumeSpec
+from bench.report import Row, pairs, row, text
 
 ROUNDS = 11
 SIZES = (512 * MiB, 2 * GiB, 10 * GiB, METADATA_UP_TO, 200 * GiB)
@@ -30,11 +30,6 @@ WRITES = {
     "4 KiB with a flush each 32": ("-c", "2000", "-s", "4096", "-d", "8", "--flush-interval=32"),
     "64 KiB, one after the other": ("-c", "4000", "-s", "65536", "-d", "16"),
 }
-
-
-def row(what: str, unit: str, values: list[float]) -> None:
-    low, high = min(values), max(values)
-    print(f"{what:58} {statistics.median(values):9.2f} {unit:6} ({low:.2f} to {high:.2f}, {len(values)} rounds)")
 
 
 async def timed(work: Callable[..., Awaitable[object]], *args: object, **named: object) -> float:
@@ -55,7 +50,8 @@ def bare(path: Path, base: Layer, size: int, layout: str) -> float:
     return (time.perf_counter() - begun) * 1000
 
 
-async def clones(pool: DirPool, base: Layer, at: Path) -> None:
+async def clones(pool: DirPool, base: Layer, at: Path) -> list[Row]:
+    found: list[Row] = []
     for size in SIZES:
         ours: list[float] = []
         raw: list[float] = []
@@ -64,54 +60,63 @@ async def clones(pool: DirPool, base: Layer, at: Path) -> None:
             ours.append(await timed(pool.create, spec))
             raw.append(bare(at / "bare.qcow2", base, size, "compat=1.1"))
             await pool.delete(spec.id)
-        row(f"make a clone of {show_size(size)}: pool", "ms", ours)
-        row(f"make a clone of {show_size(size)}: qemu-img alone", "ms", raw)
+        found.append(pairs(f"pool: a thin clone of {show_size(size)}, beside qemu-img", "ms", ours, raw))
+    return found
 
 
-async def many(pool: DirPool, base: Layer) -> None:
+async def many(pool: DirPool, base: Layer) -> list[Row]:
+    found: list[Row] = []
     ids = [VolumeId(f"m{number}") for number in range(MANY)]
     for first in range(0, MANY, 8):
         specs = [VolumeSpec(id, Bytes(512 * MiB), (base,)) for id in ids[first : first + 8]]
         await asyncio.gather(*map(pool.create, specs))
-    row(f"list {MANY} volumes", "ms", [await timed(pool.volumes) for _ in range(ROUNDS)])
-    row("attach, made by this daemon", "ms", [await timed(pool.attach, id) for id in ids[:ROUNDS]])
+    found.append(row(f"pool: list {MANY} volumes", "ms", [await timed(pool.volumes) for _ in range(ROUNDS)]))
+    found.append(
+        row("pool: attach, made by this daemon", "ms", [await timed(pool.attach, id) for id in ids[:ROUNDS]])
+    )
     later = DirPool(PoolId("bench"), "bench", pool._root)
-    row("attach, first after a restart", "ms", [await timed(later.attach, id) for id in ids[:ROUNDS]])
-    row("delete", "ms", [await timed(pool.delete, id) for id in ids])
+    found.append(
+        row("pool: attach, first after a restart", "ms", [await timed(later.attach, id) for id in ids[:ROUNDS]])
+    )
+    found.append(row("pool: delete", "ms", [await timed(pool.delete, id) for id in ids]))
+    return found
 
 
-async def writes(base: Layer, at: Path) -> None:
+async def writes(base: Layer, at: Path) -> list[Row]:
+    found: list[Row] = []
     path = at / "written.qcow2"
     for what, args in WRITES.items():
         times: dict[Tuning, list[float]] = {tuning: [] for tuning in Tuning}
         for _ in range(ROUNDS):
-            for tuning, found in times.items():
+            for tuning, took in times.items():
                 bare(path, base, 10 * GiB, tuning)
                 begun = time.perf_counter()
                 qemu_img("bench", "-f", "qcow2", "-w", "-t", "none", "-n", *args, str(path))
-                found.append((time.perf_counter() - begun) * 1000)
-        for tuning, found in times.items():
-            row(f"write {what}: {tuning.name.lower()}", "ms", found)
+                took.append((time.perf_counter() - begun) * 1000)
+        tuned, plain = times[Tuning.QUICK_WRITES], times[Tuning.QUICK_CREATE]
+        found.append(pairs(f"pool: write {what}, beside qcow2's defaults", "ms", tuned, plain))
     path.unlink()
+    return found
 
 
-async def blobs(at: Path) -> None:
+async def blobs(at: Path) -> list[Row]:
+    found: list[Row] = []
     source, size = at / "source", 512
     source.write_bytes(os.urandom(MiB) * size)
     speeds: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(ROUNDS):
-        for ours, found in speeds.items():
+        for ours, seen in speeds.items():
             store = Blobs(at / "blobs")
             await store.open()
             took = await timed(store.add, source, ours=ours)
-            found.append(size / took * 1000)
+            seen.append(size / took * 1000)
             for digest in await store.usage():
                 store.remove(digest)
-    row("add a blob of 512 MiB: linked", "MiB/s", speeds[True])
-    row("add a blob of 512 MiB: copied", "MiB/s", speeds[False])
+    found.append(row("images: add a blob of 512 MiB: linked", "MiB/s", speeds[True]))
+    found.append(row("images: add a blob of 512 MiB: copied", "MiB/s", speeds[False]))
 
 
-async def main(directory: Path | None = None) -> None:
+async def measure(directory: Path | None = None) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="atoll-bench-", dir=directory) as name:
         at = Path(name)
         base = at / "base.raw"
@@ -119,11 +124,18 @@ async def main(directory: Path | None = None) -> None:
         layer = Layer(str(base), "raw", read_only=True)
         pool = DirPool(PoolId("bench"), "bench", at / "pool", home=at, fresh=True)
         await pool.open()
-        await clones(pool, layer, at)
-        await many(pool, layer)
-        await writes(layer, at)
-        await blobs(at)
+        found = [
+            *await clones(pool, layer, at),
+            *await many(pool, layer),
+            *await writes(layer, at),
+            *await blobs(at),
+        ]
+    return found
+
+
+def rows(directory: Path | None = None) -> list[Row]:
+    return asyncio.run(measure(directory))
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]) if sys.argv[1:] else None))
+    print(text(rows(Path(sys.argv[1]) if sys.argv[1:] else None)))

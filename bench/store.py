@@ -1,7 +1,6 @@
-"""Measure the embedded store: `python bench/store.py [DIRECTORY]`, a directory on the disk in question."""
+"""Measure the embedded store: `python -m bench.store [DIRECTORY]`, a directory on the disk in question."""
 
 import asyncio
-import statistics
 import sys
 import tempfile
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from atoll.store.api import Entry, Key, Txn, read_all
 from atoll.store.mirror import Mirror
 from atoll.store.sqlite import SqliteStore
+from bench.report import Row, row, text
 
 ROUNDS = 9
 ENTRIES = 10_000
@@ -23,11 +23,6 @@ def resident() -> float:
     """MiB of this process that are in memory."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / (1 << 20)
-
-
-def row(what: str, unit: str, values: list[float]) -> None:
-    low, high = min(values), max(values)
-    print(f"{what:44} {statistics.median(values):10.1f} {unit:9} ({low:.1f} to {high:.1f}, {len(values)} rounds)")
 
 
 async def timed(work: Callable[[], Awaitable[object]]) -> float:
@@ -55,16 +50,25 @@ async def write(store: SqliteStore, writers: int, times: int) -> None:
     await asyncio.gather(*map(one, range(writers)))
 
 
-async def measure(directory: str) -> None:
+async def measure(directory: str) -> list[Row]:
+    found: list[Row] = []
     begun = resident()
     store = await SqliteStore.open(Path(directory) / "store.db")
-    row("memory: an open store", "MiB", [resident() - begun])
-    row(
-        "commits, one after the other",
-        "/s",
-        [200 / await timed(lambda: write(store, 1, 200)) for _ in range(ROUNDS)],
+    found.append(row("store: memory of an open one", "MiB", [resident() - begun]))
+    found.append(
+        row(
+            "store: durable commits, one after the other",
+            "1/s",
+            [200 / await timed(lambda: write(store, 1, 200)) for _ in range(ROUNDS)],
+        )
     )
-    row("commits, 64 at a time", "/s", [1280 / await timed(lambda: write(store, 64, 20)) for _ in range(ROUNDS)])
+    found.append(
+        row(
+            "store: durable commits, 64 at a time",
+            "1/s",
+            [1280 / await timed(lambda: write(store, 64, 20)) for _ in range(ROUNDS)],
+        )
+    )
     for n in range(0, ENTRIES, 100):
         await store.commit(Txn(put={Key(f"{WEB}{i:06}"): VALUE for i in range(n, n + 100)}))
 
@@ -72,18 +76,22 @@ async def measure(directory: str) -> None:
         for n in range(0, ENTRIES, 10):
             await store.get(Key(f"{WEB}{n:06}"))
 
-    row("get", "us", [await timed(get) / (ENTRIES // 10) * 1e6 for _ in range(ROUNDS)])
-    row(
-        "read of 10,000 entries of 2 kB",
-        "ms",
-        [await timed(lambda: read_all(store, WEB)) * 1e3 for _ in range(ROUNDS)],
+    found.append(row("store: get", "us", [await timed(get) / (ENTRIES // 10) * 1e6 for _ in range(ROUNDS)]))
+    found.append(
+        row(
+            "store: read of 10,000 entries of 2 kB",
+            "ms",
+            [await timed(lambda: read_all(store, WEB)) * 1e3 for _ in range(ROUNDS)],
+        )
     )
-    row(
-        "  the loop's longest pause meanwhile",
-        "ms",
-        [await longest_pause(lambda: read_all(store, WEB)) * 1e3 for _ in range(ROUNDS)],
+    found.append(
+        row(
+            "store: the loop's longest pause meanwhile",
+            "ms",
+            [await longest_pause(lambda: read_all(store, WEB)) * 1e3 for _ in range(ROUNDS)],
+        )
     )
-    row("memory: with the history of that", "MiB", [resident() - begun])
+    found.append(row("store: memory with the history of that", "MiB", [resident() - begun]))
 
     def decode(_key: Key, entry: Entry) -> int:
         return len(entry.value)
@@ -96,16 +104,23 @@ async def measure(directory: str) -> None:
         async def listing() -> None:
             mirror.values()
 
-        row("commit until the mirror has it", "us", [await timed(change) * 1e6 for _ in range(200)])
+        found.append(
+            row("store: commit until the mirror has it", "us", [await timed(change) * 1e6 for _ in range(200)])
+        )
         await change()
-        row("10,000 values of a mirror after a change", "us", [await timed(listing) * 1e6])
-        row("  and again", "us", [await timed(listing) * 1e6 for _ in range(ROUNDS)])
+        found.append(row("store: 10,000 values of a mirror after a change", "us", [await timed(listing) * 1e6]))
+        found.append(row("store: and again, unchanged", "us", [await timed(listing) * 1e6 for _ in range(ROUNDS)]))
     await store.close()
     again = time.perf_counter()
     await (await SqliteStore.open(Path(directory) / "store.db")).close()
-    row("opening it again", "ms", [(time.perf_counter() - again) * 1e3])
+    found.append(row("store: opening it again", "ms", [(time.perf_counter() - again) * 1e3]))
+    return found
+
+
+def rows(directory: str | None = None) -> list[Row]:
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
+        return asyncio.run(measure(scratch))
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory(dir=sys.argv[1] if sys.argv[1:] else None) as scratch:
-        asyncio.run(measure(scratch))
+    print(text(rows(sys.argv[1] if sys.argv[1:] else None)))
