@@ -29,8 +29,9 @@ class HostMemory(msgspec.Struct, frozen=True):
 
 
 def promised(views: Iterable[InstanceView]) -> int:
-    """Bytes promised to instances that hold memory now."""
-    return sum(view.instance.spec.memory + ENGINE_OVERHEAD for view in views if view.status.state in HOLDING)
+    """Bytes promised to instances that hold memory now: one that is to shrink holds what it began with."""
+    holding = [view for view in views if view.status.state in HOLDING]
+    return sum(max(view.instance.spec.memory, view.status.memory) + ENGINE_OVERHEAD for view in holding)
 
 
 def admit(name: str, wants: int, others: Iterable[InstanceView], host: HostMemory) -> None:

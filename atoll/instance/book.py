@@ -9,7 +9,7 @@ import msgspec
 from atoll.base.errors import Absent, Conflict, Exists
 from atoll.base.ids import InstanceId
 from atoll.base.names import did_you_mean
-from atoll.instance.model import Instance, InstanceStatus, State
+from atoll.instance.model import Instance, InstanceStatus, Power
 from atoll.store.api import ABSENT, Entry, Key, Revision, Store, Txn, View, read_all
 
 DEFINITIONS = Key("/instances/")
@@ -98,13 +98,22 @@ class InstanceBook:
         definitions, statuses = await read_all(self._store, DEFINITIONS), await read_all(self._store, STATUSES)
         return join_all(definitions, statuses)
 
-    async def move(self, view: InstanceView, state: State, **changes: object) -> InstanceView:
-        """Record a new state and other fields of the status.
+    async def claim(self, view: InstanceView, now: InstanceStatus, power: Power | None = None) -> InstanceView:
+        """Write the status, and in the same commit the power its user wants from now on (None: as it was).
 
-        Raises Refused where the table forbids it, Conflict where the status moved since it was read.
+        Raises Refused where the table forbids that state, Conflict where status or definition moved since read.
         """
-        view.status.moved(view.name, state)
-        return await self.write_status(view, msgspec.structs.replace(view.status, state=state, **changes))
+        view.status.moved(view.name, now.state)
+        key, home = status(view.id), definition(view.id)
+        put = {key: msgspec.json.encode(now)}
+        spec = msgspec.structs.replace(view.instance.spec, power=power or view.instance.spec.power)
+        instance = msgspec.structs.replace(view.instance, spec=spec)
+        if instance != view.instance:
+            put[home] = msgspec.json.encode(instance)
+        txn = Txn(expect={key: view.status_revision, home: view.revision}, put=put)
+        at = await self._store.commit(txn)
+        revision = at if home in put else view.revision
+        return InstanceView(instance=instance, status=now, revision=revision, status_revision=at)
 
     async def write_status(self, view: InstanceView, now: InstanceStatus) -> InstanceView:
         key = status(view.id)

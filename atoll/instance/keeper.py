@@ -12,12 +12,13 @@ import msgspec
 
 from atoll.base import clock
 from atoll.base.errors import AtollError
-from atoll.base.ids import InstanceId
+from atoll.base.ids import InstanceId, OperationId
 from atoll.instance.book import InstanceView
 from atoll.instance.engine import Engine, GuestEvent, Observed
 from atoll.instance.here import ALIVE, Here
-from atoll.instance.model import MAY_FOLLOW, Exit, Power, Restart, State
+from atoll.instance.model import MAY_FOLLOW, Exit, InstanceStatus, Power, State
 from atoll.instance.verbs.args import DiedArgs, NamedArgs
+from atoll.instance.verbs.power import due
 from atoll.operation.model import Actor, Subject
 from atoll.operation.runner import Operations, Request
 
@@ -28,13 +29,6 @@ BACK_OFF = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 HEALTHY = 300.0
 """Seconds of running after which the next death counts as the first again."""
 LIVELY = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.MIGRATING})
-
-
-def due(restart: Restart, power: Power, exit: Exit | None) -> bool:
-    """Whether the restart policy asks for a new start after that end."""
-    if power is Power.OFF or restart is Restart.NO:
-        return False
-    return restart is Restart.ALWAYS or exit is None or not exit.clean
 
 
 class Keeper:
@@ -59,24 +53,40 @@ class Keeper:
             except Exception:
                 log.exception("could not record %s of %s", event.seen.state, event.guest)
 
-    async def record(self, event: GuestEvent) -> None:
-        """One piece of news into the record, unless it is of an older generation or a verb is at it."""
+    async def record(self, event: GuestEvent, *, wait: bool = True) -> None:
+        """One piece of news into the record, unless it is of an older generation or a verb is at it.
+
+        What dies in the middle of its start is looked at again once that has ended (`wait`).
+        """
         view = await self._here.book.by_id(event.guest)
         if view is None or view.status.generation != event.seen.generation:
             return
+        state, operation = view.status.state, view.status.operation
         if event.seen.state is State.STOPPED:
-            if view.status.state in ALIVE:
+            if state in ALIVE:
                 await self._died(view, event.seen)
-        elif view.status.state in ALIVE and event.seen.state in ALIVE:
-            await self._here.seen(view.id, event.seen.state, reason=event.seen.reason)
+            elif state in (State.CREATING, State.STARTING) and operation and wait:
+                self._own(self._after(operation, event), f"death of {view.id}")
+        elif event.seen.state in ALIVE:
+            same = view.status.generation
+
+            def only(now: InstanceStatus) -> bool:
+                return now.state in ALIVE and now.generation == same
+
+            latest = (await self._here.engine(view).observe()).get(event.guest)  # it may have gone on since
+            if latest is not None and latest.state in ALIVE:
+                await self._here.seen(view.id, latest.state, only=only, reason=latest.reason)
+
+    async def _after(self, operation: OperationId, event: GuestEvent) -> None:
+        await self._operations.wait(operation)
+        await self.record(event, wait=False)
 
     async def _died(self, view: InstanceView, seen: Observed) -> None:
         reason = seen.exit.reason if seen.exit else "ended"
         log.info("%s/%s ended: %s", view.project, view.name, reason)
         ran = (clock.parse(clock.now()) - clock.parse(view.status.since)).total_seconds()
         restarts = 0 if ran > HEALTHY else view.status.restarts
-        await self._here.supplies.unplug(view)
-        now = await self._here.seen(view.id, State.STOPPED, exit=seen.exit, reason=reason, restarts=restarts)
+        now = await self._here.ended(view, among=ALIVE, exit=seen.exit, reason=reason, restarts=restarts)
         if now is not None and now.status.state is State.STOPPED:
             self._revive(now)
 
@@ -104,7 +114,12 @@ class Keeper:
     def _own(self, work: object, name: str) -> None:
         task: asyncio.Task[None] = asyncio.create_task(work, name=name)  # type: ignore[arg-type]
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._let_go)
+
+    def _let_go(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s ended badly", task.get_name(), exc_info=task.exception())
 
     async def reconcile(self, adopted: Mapping[InstanceId, Observed], *, rebooted: bool) -> None:
         """After a start of the daemon and the recovery of its operations: records follow what is there now,
@@ -119,11 +134,14 @@ class Keeper:
         for view in views:
             try:
                 await self._compare(view, found.get(view.id), rebooted)
-            except AtollError as error:
-                log.error("could not reconcile %s/%s: %s", view.project, view.name, error)
+            except Exception:
+                log.exception("could not reconcile %s/%s", view.project, view.name)
         known = {view.id for view in views}
         for guest in found.keys() - known:
-            await self._end_orphan(guest)
+            try:
+                await self._end_orphan(guest)
+            except AtollError as error:
+                log.error("could not end guest %s: %s", guest, error)
         await self._here.supplies.sweep(await self._here.book.all())
         if rebooted:
             self._own(self._autostart(), "autostart")
@@ -136,8 +154,7 @@ class Keeper:
             return
         if view.status.state in LIVELY | {State.STOPPING}:
             exit = seen.exit if seen and seen.exit else Exit("the host was restarted", rebooted, clock.now())
-            await self._here.supplies.unplug(view)
-            now = await self._here.seen(view.id, State.STOPPED, exit=exit, reason=exit.reason)
+            now = await self._here.ended(view, exit=exit, reason=exit.reason)
             if now is not None and not rebooted:
                 self._revive(now)
         elif view.status.state is State.CREATING:
@@ -162,8 +179,9 @@ class Keeper:
         """What is wanted on, in order; each instance's delay passes before the next one starts."""
         views = [view for view in await self._here.book.all() if view.status.host == self._here.host]
         wanted = [v for v in views if v.instance.spec.power is Power.ON and v.instance.spec.autostart.enabled]
-        for view in sorted(wanted, key=lambda v: (v.instance.spec.autostart.order, v.name)):
-            if view.status.state is not State.STOPPED:
+        for read in sorted(wanted, key=lambda v: (v.instance.spec.autostart.order, v.name)):
+            view = await self._here.book.by_id(read.id)  # delays may be long: its user may have been faster
+            if view is None or view.status.state is not State.STOPPED or view.instance.spec.power is Power.OFF:
                 continue
             args = NamedArgs(project=view.project, name=view.name)
             await self._submit("instance.start", args, view, "autostart")

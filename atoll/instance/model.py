@@ -170,7 +170,11 @@ class Exit(msgspec.Struct, frozen=True):
 
 
 class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What is so: written by the owning host only. `restart_for`: settings that wait for the next start."""
+    """What is so: written by the owning host only.
+
+    `operation`: the one at work on it, which alone may move it on. `memory`: what its present generation was
+    promised, bytes. `restart_for`: settings that wait for the next start.
+    """
 
     host: HostId
     state: State
@@ -180,6 +184,7 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     operation: OperationId | None = None
     exit: Exit | None = None
     restarts: int = 0
+    memory: Bytes = Bytes(0)
     restart_for: tuple[str, ...] = ()
 
     def moved(self, name: str, state: State) -> None:

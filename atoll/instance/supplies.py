@@ -12,8 +12,9 @@ from atoll.base.ids import Bytes, Digest, HostId, NetworkId, PortId, VolumeId, n
 from atoll.image.book import ImageBook, ImageView
 from atoll.image.library import Library
 from atoll.image.model import Image, ImageUse
+from atoll.instance.admission import HOLDING
 from atoll.instance.book import InstanceView
-from atoll.instance.model import DirectBoot, DiskPlan, InstanceSpec, NicPlan, State
+from atoll.instance.model import DirectBoot, DiskPlan, InstanceSpec, NicPlan
 from atoll.network.book import NetworkBook
 from atoll.network.model import Network, Port
 from atoll.network.network import NetworkDriver
@@ -97,12 +98,12 @@ class Supplies:
         """Raises Conflict where anything of it changed or was taken meanwhile."""
         return await self.store.commit(merge(instance, *plan.claims))
 
-    async def release(self, view: InstanceView, instance: Txn) -> None:
-        """Give back every record of it, with its own, in one commit. What is gone already is left out."""
+    async def release(self, view: InstanceView, instance: Callable[[], Awaitable[Txn]]) -> None:
+        """Give back every record of it, with its own (`instance`), in one commit. What is gone is left out."""
         disks, nics = view.instance.hardware.disks, view.instance.hardware.nics
 
         async def make() -> tuple[None, Txn]:
-            parts = [instance, await self.storage.releasing(view.project, [disk.volume for disk in disks])]
+            parts = [await instance(), await self.storage.releasing(view.project, [disk.volume for disk in disks])]
             parts += [self.images.releasing(view.instance.image, disk.volume) for disk in disks]
             parts += [await self.networks.release_port(NetworkId(nic.network), nic.port) for nic in nics]
             return None, merge(*parts)
@@ -186,8 +187,8 @@ class Supplies:
 
     async def sweep(self, views: Iterable[InstanceView]) -> None:
         """Unplug ports that no running instance has: leavings of guests that ended while nobody looked."""
-        alive = {State.STARTING, State.RUNNING, State.PAUSED, State.STOPPING, State.MIGRATING, State.CREATING}
-        used = {nic.port for view in views if view.status.state in alive for nic in view.instance.hardware.nics}
+        alive = [view for view in views if view.status.state in HOLDING]
+        used = {nic.port for view in alive for nic in view.instance.hardware.nics}
         for network in await self.networks.all():
             try:
                 driver = await self.realise(network)

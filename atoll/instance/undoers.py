@@ -8,20 +8,19 @@ from atoll.operation.verb import Undoer
 
 def undoers(here: Here) -> dict[str, Undoer]:
     async def settle(args: Mapping[str, str]) -> None:
-        await here.settle(args["id"])
+        await here.settle(args["id"], args["operation"])
 
     async def forget(args: Mapping[str, str]) -> None:
-        """Its records and what they hold: name, volumes, addresses, image reference, uid."""
         view = await here.book.by_id(args["id"])
         if view is not None:
-            await here.supplies.release(view, here.book.releasing(view))
-            if here.uids:
-                await here.uids.release(view.id)
-            here.tell_of(view, "instance.deleted")
+            await here.forget(view)
 
     async def end_guest(args: Mapping[str, str]) -> None:
         view = await here.book.by_id(args["id"])
-        if view is not None:
+        if view is None:
+            return
+        seen = (await here.engine(view).observe()).get(view.id)
+        if seen is not None and str(seen.generation) == args["generation"]:
             await here.engine(view).stop(view.id, grace=0)
             await here.engine(view).forget(view.id)
 

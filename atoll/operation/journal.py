@@ -10,10 +10,14 @@ PREFIX = Key("/journal/")
 
 
 class Note(msgspec.Struct, frozen=True):
-    """One step of an operation: its name and the acts that take it back, in the order to be replayed."""
+    """One step of an operation: its name and the acts that take it back, in the order to be replayed.
+
+    `about`: the id of its subject, "" where it was not known by then. Names move, ids do not.
+    """
 
     step: str
     undo: tuple[UndoStep, ...] = ()
+    about: str = ""
 
 
 class Journal:

@@ -48,14 +48,13 @@ class RunningWork:
         self.resumed = resumed
         self.task: asyncio.Task[Any] | None = None
         self.progress = Progress(operation.id, "")
-        self.cancelling = False
         self._runner, self._verb = runner, verb
 
     async def step(self, name: str, *undo: UndoStep, percent: int | None = None, text: str = "") -> None:
         if name not in self._verb.steps:
             raise Bug(f"{self._verb.name} has no step {name}")
         self._runner.hook(self._verb.name, name, "enter")
-        await self._runner.journal.add(self.id, Note(name, undo))
+        await self._runner.journal.add(self.id, Note(name, undo, self.operation.subject.id))
         self._runner.hook(self._verb.name, name, "journalled")
         done = StepDone(name, clock.now())
         self.operation = msgspec.structs.replace(self.operation, steps=(*self.operation.steps, done))
@@ -189,7 +188,6 @@ class Operations:
                 f"{work.operation.verb} of {work.operation.subject.name} is past the point of return",
                 hint=f"wait for it: atoll operation wait {id}",
             )
-        work.cancelling = True
         work.task.cancel()
         return work.operation
 
@@ -201,7 +199,6 @@ class Operations:
         late = [work for work in self._works.values() if work.task is not None and not work.task.done()]
         for work in late:
             if work.rule is Recovery.TAKE_BACK and work.task is not None:
-                work.cancelling = True
                 work.task.cancel()
         await asyncio.gather(*(w.task for w in late if w.task is not None), return_exceptions=True)
 
@@ -222,6 +219,7 @@ class Operations:
         work.operation = msgspec.structs.replace(
             operation, steps=tuple(StepDone(note.step, operation.created) for note in notes)
         )
+        work.about(id=next((note.about for note in reversed(notes) if note.about), ""))
         if notes and work.rule is Recovery.FINISH:
             log.info("finishing %s of %s from step %s", verb.name, operation.subject.name, work.resumed)
             args = msgspec.json.decode(operation.request, type=verb.args)

@@ -260,5 +260,6 @@ async def test_show_tells_how_it_ended(reef: Shore) -> None:
     assert f"tiny ({view.instance.image[:19]})" in shown
     assert "10.9.8.7 planned, in use" in shown
     assert "fe80::1 told by the guest" in shown
-    await reef.kit.book.move(view, State.BROKEN, reason="no space left on the host")
+    broken = msgspec.structs.replace(view.status, state=State.BROKEN, reason="no space left on the host")
+    await reef.kit.book.write_status(view, broken)
     assert "state:      broken (no space left on the host)" in (await reef.atoll("show", "web")).out

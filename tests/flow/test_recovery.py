@@ -63,7 +63,7 @@ async def where(world: World) -> str:
 
 @pytest.mark.parametrize(("verb", "step", "moment"), MOMENTS, ids=lambda v: getattr(v, "name", v) or "end")
 async def test_killed_there_the_next_daemon_settles_it(tmp_path: Path, verb: Any, step: str, moment: str) -> None:
-    world = World(tmp_path)
+    world = World(tmp_path, back_off=(60.0,))
     before = BEFORE.get(verb.name, "running")
 
     def die(name: str, at: str, when: str) -> None:
@@ -72,9 +72,9 @@ async def test_killed_there_the_next_daemon_settles_it(tmp_path: Path, verb: Any
 
     async with world.boot(die):
         if before != "absent":
-            await world.launch()
+            await world.launch(restart=Restart.ALWAYS if verb is Revive else Restart.NO)
         if before == "stopped":
-            await world.do("instance.stop")
+            await world.do("instance.stop", keep_wanted=verb is Revive)
         if before == "paused":
             await world.do("instance.pause")
         assert await where(world) == before

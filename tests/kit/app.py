@@ -241,7 +241,7 @@ class FakeVerbs:
         async def act(args: NamedArgs | StopArgs) -> None:
             view = await self.book.get(args.project, args.name)
             for state in states:
-                view = await self.book.move(view, state)
+                view = await self.book.claim(view, msgspec.structs.replace(view.status, state=state))
 
         return act
 

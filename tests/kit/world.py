@@ -55,6 +55,7 @@ class World:
     engine: FakeEngine = field(default_factory=FakeEngine)
     nets: dict[str, FakeNetwork] = field(default_factory=dict)
     memory: HostMemory = field(default_factory=lambda: HostMemory(Bytes(64 * GIB), Bytes(0)))
+    back_off: tuple[float, ...] = (0.01,)
     epoch: int = 0
     operations: Any = None
     here: Any = None
@@ -77,7 +78,7 @@ class World:
         )
         verbs = (Launch, Start, Revive, Stop, Restart, Pause, Resume, Delete, Set, Rename)
         self.operations.know(*(verb(self.here) for verb in verbs), undoers=undoers(self.here))
-        self.keeper = Keeper(self.here, self.operations, back_off=(0.01,))
+        self.keeper = Keeper(self.here, self.operations, back_off=self.back_off)
         found = await self.engine.adopt()
         self.keeper.start()
         try:

@@ -5,29 +5,31 @@ from typing import ClassVar
 
 import msgspec
 
-from atoll.base.errors import Absent, AtollError, Conflict, Invalid, Refused
+from atoll.base.errors import AtollError, Conflict, Invalid, Refused
 from atoll.base.names import check_label
 from atoll.base.units import show_size
-from atoll.instance.book import InstanceView
-from atoll.instance.here import Here
-from atoll.instance.model import InstanceSpec, State
+from atoll.instance.admission import HOLDING
+from atoll.instance.book import InstanceView, definition
+from atoll.instance.here import ALIVE, RETRIES, Here, busy
+from atoll.instance.model import Instance, InstanceSpec, State
 from atoll.instance.verbs.args import Changes, RenameArgs, SetArgs
 from atoll.operation.runner import RunningWork
 from atoll.operation.verb import Recovery
 
 FINISH = Recovery.FINISH
-ALIVE = (State.RUNNING, State.PAUSED)
+
+
+def given(changes: Changes) -> set[str]:
+    return {name for name in changes.__struct_fields__ if getattr(changes, name) is not msgspec.UNSET}
 
 
 def changed(spec: InstanceSpec, changes: Changes) -> InstanceSpec:
     """The spec with the changes in it."""
-    given = {
-        name: value for name in changes.__struct_fields__ if (value := getattr(changes, name)) is not msgspec.UNSET
-    }
-    if "labels" in given:
-        merged = {**spec.labels, **given["labels"]}
-        given["labels"] = {name: value for name, value in merged.items() if value}
-    return msgspec.structs.replace(spec, **given)
+    new = {name: getattr(changes, name) for name in given(changes)}
+    if "labels" in new:
+        merged = {**spec.labels, **new["labels"]}
+        new["labels"] = {name: value for name, value in merged.items() if value}
+    return msgspec.structs.replace(spec, **new)
 
 
 class Set:
@@ -39,42 +41,56 @@ class Set:
         self._here = here
 
     async def run(self, work: RunningWork, args: SetArgs) -> dict[str, list[str]]:
-        view = await self._here.book.get(args.project, args.name)
-        work.about(id=view.id)
-        if args.revision and args.revision != view.revision and not work.resumed:
-            raise Conflict(f"{view.name} changed since you read it", hint=f"atoll show {view.name}, then set again")
-        if view.status.state is State.GONE:
-            raise Refused(f"{view.name} is being deleted")
-        spec = changed(view.instance.spec, args.changes)
-        check(view, spec)
-        async with self._here.admission:
-            if spec.memory > view.instance.spec.memory and view.status.state in ALIVE:
-                await self._here.admit(view, memory=spec.memory)
-            await work.step("write", percent=20)
-            before = view.revision
-            old = view.instance.spec
-            view = await self._here.book.write_definition(view, msgspec.structs.replace(view.instance, spec=spec))
-            work.changed(f"definition/{view.id}", before, view.revision)
-        await work.step("apply", percent=50)
-        waits = await self._apply(view, old)
-        return {"restart_for": list(waits)}
+        view = await self._here.named(work, args.project, args.name)
+        touched = given(args.changes)
 
-    async def _apply(self, view: InstanceView, old: InstanceSpec) -> tuple[str, ...]:
+        async def change(view: InstanceView) -> Instance:
+            nonlocal touched
+            if args.revision and args.revision != view.revision and not work.resumed:
+                raise Conflict(
+                    f"{view.name} changed since you read it", hint=f"atoll show {view.name}, then set again"
+                )
+            if view.status.state is State.GONE:
+                raise Refused(f"{view.name} is being deleted")
+            spec = changed(view.instance.spec, args.changes)
+            check(view, spec)
+            if spec.memory > view.instance.spec.memory and view.status.state in HOLDING:
+                await self._here.admit(view, memory=spec.memory)
+            if not work.resumed:  # the former daemon may have written it and died before it brought it to bear
+                touched = {name for name in touched if getattr(spec, name) != getattr(view.instance.spec, name)}
+            return msgspec.structs.replace(view.instance, spec=spec)
+
+        async with self._here.admission:
+            await change(view)
+            await work.step("write", percent=20)
+            view = await self._here.define(work, view, change)
+        await work.step("apply", percent=50)
+        return {"restart_for": list(await self._apply(await self._here.present(view.id), touched))}
+
+    async def _apply(self, view: InstanceView, touched: set[str]) -> tuple[str, ...]:
         """Bring what runs to the new spec; the settings that wait for its next start."""
         spec = view.instance.spec
         if view.status.state not in ALIVE:
             return ()
-        waits = set(view.status.restart_for)
-        if (spec.cpus, spec.memory) != (old.cpus, old.memory) or waits & {"cpus", "memory"}:
+        waits, memory = set(view.status.restart_for), view.status.memory
+        if (touched | waits) & {"cpus", "memory"}:
             try:
                 await self._here.engine(view).resize(view.id, cpus=spec.cpus, memory=spec.memory)
                 waits -= {"cpus", "memory"}
+                memory = spec.memory
             except AtollError as refusal:
-                waits |= {name for name in ("cpus", "memory") if getattr(spec, name) != getattr(old, name)}
+                waits |= touched & {"cpus", "memory"}
                 self._here.tell_of(view, "instance.restart-needed", {"reason": refusal.message})
-        if spec.limits != old.limits:
+        same = view.status.generation
+        await self._here.seen(
+            view.id,
+            None,
+            only=lambda now: now.generation == same,
+            restart_for=tuple(sorted(waits)),
+            memory=memory,
+        )
+        if "limits" in touched:
             await self._here.engine(view).limit(view.id, spec.limits)
-        await self._here.seen(view.id, None, restart_for=tuple(sorted(waits)))
         return tuple(sorted(waits))
 
 
@@ -103,22 +119,23 @@ class Rename:
         check_label(args.to, field="to")
         if args.to == args.name:
             return
-        view = await self._find(work, args)
+        view = await self._here.named(work, args.project, args.name)
         if view.status.state is State.GONE:
             raise Refused(f"{view.name} is being deleted")
-        work.about(id=view.id)
         if view.name != args.to:
             await work.step("rename", percent=20)
-            before = view.revision
-            view = await self._here.book.rename(view, args.to)
-            work.changed(f"definition/{view.id}", before, view.revision)
+            view = await self._rename(work, view, args.to)
         await work.step("names", percent=60)
         await self._here.rename_ports(view)
+        self._here.tell_of(view, "instance.renamed")
 
-    async def _find(self, work: RunningWork, args: RenameArgs) -> InstanceView:
-        try:
-            return await self._here.book.get(args.project, args.name)
-        except Absent:
-            if not work.resumed:
-                raise
-            return await self._here.book.get(args.project, args.to)
+    async def _rename(self, work: RunningWork, view: InstanceView, to: str) -> InstanceView:
+        for _ in range(RETRIES):
+            try:
+                renamed = await self._here.book.rename(view, to)
+            except Conflict:
+                view = await self._here.present(view.id)
+                continue
+            work.changed(definition(view.id), view.revision, renamed.revision)
+            return renamed
+        raise busy(view)

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from atoll.base import clock
 from atoll.base.errors import Absent, Refused
+from atoll.instance.book import InstanceView, definition, status
 from atoll.instance.here import Here
 from atoll.instance.model import State
 from atoll.instance.verbs.args import DeleteArgs
-from atoll.instance.verbs.power import STOPPABLE, next_step, settle
+from atoll.instance.verbs.power import STOPPABLE, claim_stop, refuse_unless, settle
 from atoll.operation.runner import RunningWork
 from atoll.operation.verb import Recovery
 
@@ -25,27 +25,33 @@ class Delete:
 
     async def run(self, work: RunningWork, args: DeleteArgs) -> None:
         try:
-            view = await self._here.book.get(args.project, args.name)
+            view = await self._here.named(work, args.project, args.name)
         except Absent:
             if work.resumed:
                 return
             raise
-        work.about(id=view.id)
-        state = view.status.state
-        if state in STOPPABLE - DELETABLE and not args.force:
-            raise Refused(
-                f"{view.name} is {state}", hint=f"atoll stop {view.name}, or atoll delete --force {view.name}"
-            )
-        if state not in STOPPABLE | DELETABLE:
-            raise Refused(f"{view.name} is {state}", hint=next_step(view))
-        await work.step("mark", settle(view), percent=10)
-        if state not in DELETABLE:
+        removable = DELETABLE | STOPPABLE if args.force else DELETABLE
+
+        async def terms(view: InstanceView) -> Mapping[str, object]:
+            refuse_unless(DELETABLE, view)
+            return {}
+
+        if view.status.state in STOPPABLE - removable:
+            name, state = view.name, view.status.state
+            raise Refused(f"{name} is {state}", hint=f"atoll stop {name}, or atoll delete --force {name}")
+        refuse_unless(removable, view)
+        before = view
+        await work.step("mark", settle(work, view), percent=10)
+        if view.status.state not in DELETABLE:
+            view = await claim_stop(self._here, work, view, power=None)
             await self._here.engine(view).stop(view.id, grace=0)
-            view = await self._here.record_stopped(view.id)
-        if view.status.state is not State.GONE:
-            before = view.status_revision
-            view = await self._here.book.move(view, State.GONE, operation=work.id, since=clock.now())
-            work.changed(f"status/{view.id}", before, view.status_revision)
+            view = await self._here.record_stopped(work, view)
         await work.step("remove", percent=40)
-        await self._here.remove(view)
-        work.changed(f"definition/{view.id}", view.revision, 0)
+        try:
+            view = await self._here.claim(work, view, State.GONE, terms)
+            await self._here.remove(view)
+        except Absent:  # another deletion was faster
+            if await self._here.book.by_id(view.id) is not None:
+                raise
+        work.changed(status(view.id), before.status_revision, 0)
+        work.changed(definition(view.id), before.revision, 0)

@@ -11,6 +11,7 @@ from atoll.base.ids import Generation, InstanceId, new_uuid
 from atoll.base.names import check_label
 from atoll.base.units import show_size
 from atoll.instance.book import InstanceView, definition
+from atoll.instance.book import status as status_of
 from atoll.instance.engine import Furnish
 from atoll.instance.here import Here
 from atoll.instance.model import Disk, Instance, InstanceSpec, InstanceStatus, Nic, Power, State
@@ -35,7 +36,7 @@ class Launch:
 
     async def run(self, work: RunningWork, args: LaunchArgs) -> dict[str, str]:
         if work.resumed:
-            view = await self._here.book.get(args.project, args.name)
+            view = await self._here.named(work, args.project, args.name)
         else:
             check_label(args.name)
             view = await self._claim(work, args)
@@ -49,7 +50,8 @@ class Launch:
         if args.start:
             await self._here.record_running(work, view)
         else:
-            await self._here.seen(view.id, State.STOPPED)
+            stopped = await self._here.seen(view.id, State.STOPPED) or view
+            work.changed(status_of(view.id), 0, stopped.status_revision)
         return {"id": view.id, "name": view.name}
 
     async def _claim(self, work: RunningWork, args: LaunchArgs) -> InstanceView:
@@ -58,12 +60,12 @@ class Launch:
         id = InstanceId(new_uuid())
         sources = await self._here.supplies.find(args.project, spec)
         check(spec, sources, self._here.host)
-        await work.step("claim", UndoStep("instance.forget", {"id": id}), percent=5)
         work.about(id=id)
+        await work.step("claim", UndoStep("instance.forget", {"id": id}), percent=5)
         async with self._here.admission:
             for _ in range(RETRIES):
                 plan = await self._here.supplies.plan(args.project, id, args.name, spec.root.size, sources)
-                view = await self._birth(id, args, spec, sources, plan)
+                view = await self._birth(work, id, args, spec, sources, plan)
                 if args.start:
                     await self._here.admit(view)
                 claim = self._here.book.claiming(view.instance, view.status)
@@ -77,12 +79,13 @@ class Launch:
                     sources = await self._here.supplies.find(args.project, spec)
                     continue
                 work.changed(definition(id), 0, revision)
+                work.changed(status_of(id), 0, revision)
                 self._here.tell_of(view, "instance.created")
                 return msgspec.structs.replace(view, revision=revision, status_revision=revision)
         raise Conflict(f"{args.name} could not be claimed: too much changes at the same time", hint="try again")
 
     async def _birth(
-        self, id: InstanceId, args: LaunchArgs, spec: InstanceSpec, sources: Sources, plan: Plan
+        self, work: RunningWork, id: InstanceId, args: LaunchArgs, spec: InstanceSpec, sources: Sources, plan: Plan
     ) -> InstanceView:
         manifest = sources.image.manifest
         furnish = Furnish(
@@ -105,8 +108,14 @@ class Launch:
             image=sources.image.digest,
             created=now,
         )
-        generation = Generation(1 if args.start else 0)
-        status = InstanceStatus(host=self._here.host, state=State.CREATING, generation=generation, since=now)
+        status = InstanceStatus(
+            host=self._here.host,
+            state=State.CREATING,
+            generation=Generation(1 if args.start else 0),
+            since=now,
+            operation=work.id,
+            memory=spec.memory,
+        )
         return InstanceView(instance=instance, status=status, revision=0, status_revision=0)  # type: ignore[arg-type]
 
 
