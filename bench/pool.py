@@ -114,6 +114,7 @@ async def blobs(at: Path) -> list[Row]:
                 store.remove(digest)
     found.append(row("images: add a blob of 512 MiB: linked", "MiB/s", speeds[True]))
     found.append(row("images: add a blob of 512 MiB: copied", "MiB/s", speeds[False]))
+    return found
 
 
 async def measure(directory: Path | None = None) -> list[Row]:
@@ -124,13 +125,12 @@ async def measure(directory: Path | None = None) -> list[Row]:
         layer = Layer(str(base), "raw", read_only=True)
         pool = DirPool(PoolId("bench"), "bench", at / "pool", home=at, fresh=True)
         await pool.open()
-        found = [
+        return [
             *await clones(pool, layer, at),
             *await many(pool, layer),
             *await writes(layer, at),
             *await blobs(at),
         ]
-    return found
 
 
 def rows(directory: Path | None = None) -> list[Row]:
