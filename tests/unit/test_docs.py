@@ -52,7 +52,7 @@ def parse(line: str) -> None:
 
 def commands(text: str) -> Iterator[str]:
     for found in COMMAND.findall(text):
-        line = found.split(" ## ")[0].strip()
+        line = found.split(" > ")[0].strip()
         if not PLACEHOLDERS.search(line):
             yield line
 
