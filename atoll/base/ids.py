@@ -36,4 +36,9 @@ def new_time_id() -> str:
     return f"{_last_time_id:020x}"
 
 
+def made_at(time_id: str) -> float:
+    """When a time id was made, seconds of the Unix epoch."""
+    return (int(time_id, 16) >> 32) / 1000
+
+
 _last_time_id = 0

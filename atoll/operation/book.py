@@ -1,18 +1,21 @@
 """Operation records: the only file that knows their keys. They are kept: `atoll history` is the audit."""
 
 import hashlib
+import time
 
 import msgspec
 
 from atoll.base.errors import Absent, Conflict, Invalid
-from atoll.base.ids import OperationId
+from atoll.base.ids import OperationId, made_at
 from atoll.operation.model import Actor, Operation, OperationStatus, Subject
-from atoll.store.api import ABSENT, Key, Store, Txn
+from atoll.store.api import ABSENT, MAX_OPERATIONS, Key, Store, Txn, read_all
 
 RECORDS = Key("/operations/")
 RUNNING = Key("/operations-running/")
 BY_SUBJECT = "/operations-of/"
 IDEMPOTENCY = "/idempotency/"
+KEY_LASTS = 24 * 3600.0
+"""Seconds for which an idempotency key is remembered at least."""
 _MIRROR = str.maketrans("0123456789abcdef", "fedcba9876543210")
 
 
@@ -79,6 +82,18 @@ class OperationBook:
         index = Key(of_subject(operation.subject) + operation.id.translate(_MIRROR))
         put = {record(operation.id): msgspec.json.encode(operation), index: b""}
         await self._store.commit(Txn(put=put, delete=frozenset({Key(RUNNING + operation.id)})))
+
+    async def forget_keys(self, older: float = KEY_LASTS) -> None:
+        """Release the idempotency keys claimed more than `older` seconds ago."""
+        before = time.time() - older
+        view = await read_all(self._store, Key(IDEMPOTENCY))
+        stale = [
+            key
+            for key, entry in view.entries.items()
+            if made_at(msgspec.json.decode(entry.value, type=Claimed).operation) < before
+        ]
+        for at in range(0, len(stale), MAX_OPERATIONS):
+            await self._store.commit(Txn(delete=frozenset(stale[at : at + MAX_OPERATIONS])))
 
     async def get(self, id: str) -> Operation:
         entry = await self._store.get(record(id)) if id.isascii() and id.isalnum() else None

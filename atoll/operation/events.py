@@ -1,20 +1,25 @@
 """The host's stream of news: durable and resumable by id, except progress, which is neither."""
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
 from atoll.base import clock
-from atoll.base.errors import Compacted
+from atoll.base.errors import AtollError, Compacted
 from atoll.operation.model import News, Subject
 from atoll.store.api import Key, Store, Txn, read_all
+
+log = logging.getLogger(__name__)
 
 PREFIX = Key("/events/")
 KEPT = 5000
 QUEUE = 1000
 BATCH = 50
+AGAIN = 1.0
+"""Seconds until what could not be made durable is tried again."""
 
 Wanted = Callable[[News], bool]
 
@@ -44,6 +49,7 @@ class Events:
         self._wake = asyncio.Event()
         self._listeners: set[_Listener] = set()
         self._sequence = 0
+        self._closing = False
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -53,12 +59,11 @@ class Events:
         self._task = asyncio.create_task(self._write(), name="events")
 
     async def close(self) -> None:
-        """Make what was published durable, then end."""
+        """Make what was published durable, then end; without space what was not yet durable is lost."""
         if self._task is not None:
-            self._task.cancel()
+            self._closing = True
+            self._wake.set()
             await asyncio.gather(self._task, return_exceptions=True)
-            while self._waiting:
-                await self._write_batch()
 
     def publish(self, kind: str, subject: Subject, body: object = None, *, keep: bool = True) -> None:
         news = News(
@@ -75,27 +80,32 @@ class Events:
             self._hand_out(news)
 
     async def _write(self) -> None:
-        while True:
+        while self._waiting or not self._closing:
             await self._wake.wait()
-            await asyncio.shield(self._write_batch())
-            if not self._waiting:
+            try:
+                await self._write_batch()
+            except AtollError as error:
+                log.error("%d events wait to be kept: %s", len(self._waiting), error)
+                if self._closing:
+                    return
+                del self._waiting[:-KEPT]
+                await asyncio.sleep(AGAIN)
+            if not self._waiting and not self._closing:
                 self._wake.clear()
 
     async def _write_batch(self) -> None:
-        batch = [self._numbered(news) for news in self._waiting[:BATCH]]
-        del self._waiting[: len(batch)]
+        first = self._sequence + 1
+        batch = [_numbered(news, first + at) for at, news in enumerate(self._waiting[:BATCH])]
         stale = [self._kept[i] for i in range(min(len(self._kept), len(self._kept) + len(batch) - KEPT))]
         put = {Key(PREFIX + news.id): msgspec.json.encode(news) for news in batch}
         await self._local.commit(Txn(put=put, delete=frozenset(Key(PREFIX + news.id) for news in stale)))
+        self._sequence += len(batch)
+        del self._waiting[: len(batch)]
         for _ in stale:
             self._kept.popleft()
         for news in batch:
             self._kept.append(news)
             self._hand_out(news)
-
-    def _numbered(self, news: News) -> News:
-        self._sequence += 1
-        return msgspec.structs.replace(news, id=f"{self._sequence:016d}")
 
     def _hand_out(self, news: News) -> None:
         self._listeners = {listener for listener in self._listeners if listener.offer(news)}
@@ -131,3 +141,7 @@ class Events:
         if int(since or 0) and int(wanted) < int(first) - 1:
             raise Compacted(f"events after {since} are no longer kept", hint=f"resume from {first}, or read afresh")
         return [news for news in self._kept if news.id > wanted]
+
+
+def _numbered(news: News, number: int) -> News:
+    return msgspec.structs.replace(news, id=f"{number:016d}")

@@ -18,6 +18,9 @@ from atoll.operation.verb import Recovery, Undoer, UndoStep, Verb
 
 log = logging.getLogger(__name__)
 
+AGAIN = 1.0
+"""Seconds until an outcome that could not be recorded (a full disk) is tried again."""
+
 Hook = Callable[[str, str, str], None]
 """Told (verb, step, moment) at "enter" (the former act is done), "journalled" (the coming act is not begun), and
 with step "" at "ran", "closed". Fault injection only: the daemon's own is `nothing`."""
@@ -48,6 +51,7 @@ class RunningWork:
         self.resumed = resumed
         self.task: asyncio.Task[Any] | None = None
         self.progress = Progress(operation.id, "")
+        self.left = False
         self._runner, self._verb = runner, verb
 
     async def step(self, name: str, *undo: UndoStep, percent: int | None = None, text: str = "") -> None:
@@ -80,7 +84,18 @@ class RunningWork:
     @property
     def rule(self) -> Recovery:
         steps = self.operation.steps
-        return self._verb.steps[steps[-1].name] if steps else Recovery.TAKE_BACK
+        return self._verb.steps.get(steps[-1].name, Recovery.TAKE_BACK) if steps else Recovery.TAKE_BACK
+
+
+class Unknown(msgspec.Struct, frozen=True):
+    """A verb of another Atoll's: what it began can be taken back, no more."""
+
+    name: str
+    args: Any = None
+    steps: Mapping[str, Recovery] = {}
+
+    async def run(self, work: Any, args: Any) -> Any:  # noqa: ARG002
+        raise Refused(f"this Atoll knows no {self.name}")
 
 
 class Operations:
@@ -99,6 +114,16 @@ class Operations:
         self._verbs: dict[str, Verb] = {}
         self._undoers: dict[str, Undoer] = {}
         self._works: dict[OperationId, RunningWork] = {}
+        self._closing = False
+        self._settled = asyncio.Event()
+        self._settled.set()
+
+    def hold(self) -> None:
+        """Accept operations, but let none begin before `go`: the host is not yet as its records say."""
+        self._settled.clear()
+
+    def go(self) -> None:
+        self._settled.set()
 
     def know(self, *verbs: Verb, undoers: Mapping[str, Undoer] | None = None) -> None:
         """Verbs it may run and acts that take back: given once, by the composition root."""
@@ -111,11 +136,20 @@ class Operations:
 
     async def submit(self, verb: str, args: msgspec.Struct, subject: Subject, request: Request) -> Operation:
         """Accept a change. It runs on its own; `wait` or the events tell its outcome."""
+        operation, _ = await asyncio.shield(self._accept(verb, args, subject, request))
+        return operation
+
+    async def _accept(
+        self, verb: str, args: msgspec.Struct, subject: Subject, request: Request
+    ) -> tuple[Operation, RunningWork | None]:
+        """Shielded from its caller: what is recorded as running has a task."""
         asked = self._asked(verb, args, subject, request)
         operation = await self.book.open(asked, request.idempotency_key, request.fingerprint)
-        if operation.id == asked.id:
-            self._begin(RunningWork(self, self._verbs[verb], operation), args)
-        return operation
+        if operation.id != asked.id:
+            return operation, self._works.get(operation.id)
+        work = RunningWork(self, self._verbs[verb], operation)
+        self._begin(work, args)
+        return operation, work
 
     def _asked(self, verb: str, args: msgspec.Struct, subject: Subject, request: Request) -> Operation:
         return Operation(
@@ -133,8 +167,7 @@ class Operations:
 
     async def do(self, verb: str, args: msgspec.Struct, subject: Subject, request: Request) -> Any:
         """Submit and wait: what the verb returned, or the error it ended with."""
-        operation = await self.submit(verb, args, subject, request)
-        work = self._works.get(operation.id)
+        operation, work = await asyncio.shield(self._accept(verb, args, subject, request))
         if work is not None and work.task is not None:
             value = await asyncio.shield(work.task)
             operation = work.operation
@@ -192,29 +225,37 @@ class Operations:
         return work.operation
 
     async def close(self, grace: float = 10.0) -> None:
-        """Let running operations end; after `grace` seconds cancel those that can be taken back."""
+        """Let running operations end; after `grace` seconds cancel those that can be taken back, and leave those
+        that can only be finished to the next daemon, as if this one had been killed."""
         tasks = [work.task for work in self._works.values() if work.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
-        late = [work for work in self._works.values() if work.task is not None and not work.task.done()]
+        self._closing = True
+        late = list(self._works.values())
         for work in late:
-            if work.rule is Recovery.TAKE_BACK and work.task is not None:
+            work.left = work.rule is Recovery.FINISH
+            if work.task is not None:
                 work.task.cancel()
-        await asyncio.gather(*(w.task for w in late if w.task is not None), return_exceptions=True)
+        await asyncio.gather(*(work.task for work in late if work.task is not None), return_exceptions=True)
 
     async def recover(self) -> list[Operation]:
         """After a start: finish or take back whatever a former daemon left in the middle. Returns the outcomes."""
         journals = await self.journal.all()
         ours = {op.id: op for op in await self.book.running() if op.host == self._host and op.epoch < self._epoch}
-        ended = []
-        for id, operation in sorted(ours.items()):
-            ended.append(await self._recover(operation, journals.pop(id, [])))
+        ended = await asyncio.gather(
+            *(self._recover(operation, journals.pop(id, [])) for id, operation in sorted(ours.items())),
+            return_exceptions=True,
+        )
+        for outcome in ended:
+            if isinstance(outcome, Exception):
+                log.error("an operation could not be recovered", exc_info=outcome)
         for id in journals.keys() - self._works.keys():  # its outcome was recorded, its journal not yet closed
             await self.journal.close(id)
-        return ended
+        await self.book.forget_keys()
+        return [outcome for outcome in ended if isinstance(outcome, Operation)]
 
     async def _recover(self, operation: Operation, notes: list[Note]) -> Operation:
-        verb = self._verbs[operation.verb]
+        verb = self._verbs.get(operation.verb, Unknown(operation.verb))
         work = RunningWork(self, verb, operation, resumed=notes[-1].step if notes else "")
         work.operation = msgspec.structs.replace(
             operation, steps=tuple(StepDone(note.step, operation.created) for note in notes)
@@ -248,9 +289,13 @@ class Operations:
         value: Any = None
         error: AtollError | None = None
         try:
+            if not work.resumed:
+                await self._settled.wait()
             value = await self._verbs[work.operation.verb].run(work, args)
             self.hook(work.operation.verb, "", "ran")
         except asyncio.CancelledError:
+            if work.left:
+                return None
             error = Cancelled(f"{work.operation.verb} of {work.operation.subject.name} was cancelled")
         except AtollError as failure:
             error = failure
@@ -297,10 +342,22 @@ class Operations:
             result=msgspec.Raw(msgspec.json.encode(result)),
             note="; ".join(f"left behind: {what}" for what in left),
         )
-        await self.book.close(work.operation)
+        while not await self._kept(work):
+            await asyncio.sleep(AGAIN)
         self.hook(work.operation.verb, "", "closed")
         await self.journal.close(work.id)
         self._announce(f"operation.{status}", work.operation)
+
+    async def _kept(self, work: RunningWork) -> bool:
+        """Record the outcome. False where it could not be: until then the operation runs, or it would run again."""
+        try:
+            await self.book.close(work.operation)
+        except AtollError as error:
+            log.error("the outcome of %s %s waits to be kept: %s", work.operation.verb, work.id, error)
+            if self._closing:
+                raise
+            return False
+        return True
 
     def tell(self, work: RunningWork) -> None:
         self.events.publish("operation.progress", work.operation.subject, work.progress, keep=False)

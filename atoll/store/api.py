@@ -97,6 +97,7 @@ class Store(Protocol):
 
         Raises Conflict (an expectation failed: nothing changed), Exhausted (the disk is full: nothing
         changed), Invalid (over a limit), Absent (the lease is lost), Unreachable (the outcome is unknown).
+        One that is cancelled is decided before the cancellation is seen: a read after it tells.
         """
 
     def watch(self, prefix: Key, since: Revision) -> AsyncIterator[Event]:

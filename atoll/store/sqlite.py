@@ -114,7 +114,13 @@ class SqliteStore:
         self._check_open()
         job = Job(ask, self._loop.create_future())
         self._writer.put(job)
-        return await job.done
+        try:
+            return await asyncio.shield(job.done)
+        except asyncio.CancelledError:
+            await asyncio.wait([job.done])
+            if not job.done.cancelled():
+                job.done.exception()  # it is told to nobody
+            raise
 
     def _deliver_soon(self, outcome: Outcome) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended without `close`: nobody waits
