@@ -53,20 +53,28 @@ from atoll.store.sqlite import SqliteStore
 
 EPOCH = Key("/daemon/epoch")
 BOOT = Key("/daemon/boot")
-"""The host's boot that a daemon was last started in: another one means that the host was restarted."""
+"""The host's boot whose instances were started: another one means that the host was restarted since."""
 
 
 @dataclass(frozen=True, slots=True)
 class Atoll:
-    """Everything of one daemon, wired. `rebooted`: this is its first start since the host's."""
+    """Everything of one daemon, wired. `rebooted`: the host was restarted, and its instances not yet started."""
 
     services: Services
+    local: Store
     keeper: Keeper
     engine: Qemu
     probe: AccelProbe
     library: Library
     networks: Realised
     rebooted: bool
+
+    async def end(self) -> None:
+        """Let operations end or leave them to the next daemon, then networks go that no guest needs."""
+        await self.keeper.close()
+        await self.services.operations.close()
+        if await self.idle():
+            await self.networks.withdraw()
 
     async def idle(self) -> bool:
         """Whether no guest runs."""
@@ -81,12 +89,11 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
         shared, local = await SqliteStore.open(paths.shared), await SqliteStore.open(paths.local)
         held.push_async_callback(local.close)
         held.push_async_callback(shared.close)
-        epoch, rebooted = await _started(local)
+        epoch, rebooted = await started(local)
         events = Events(local)
         await events.start()
         held.push_async_callback(events.close)
         operations = Operations(OperationBook(shared), Journal(local), events, host=me.id, epoch=epoch, hook=hook)
-        held.push_async_callback(operations.close)
 
         images, storage, networks = ImageBook(shared), StorageBook(shared), NetworkBook(shared)
         library = Library(paths.images, paths.cache, images, RECIPES)
@@ -113,6 +120,7 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
         _teach(operations, here, library, kernels)
         catalog = await held.enter_async_context(Catalog(shared))
         keeper = Keeper(here, operations)
+        held.push_async_callback(operations.close)  # before the engine lets go: what runs still needs it
         held.push_async_callback(keeper.close)
         services = Services(
             version=__version__,
@@ -129,7 +137,7 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
             memory=memory,
             recipes=tuple(RecipeView(name=name, description=about(recipe)) for name, recipe in RECIPES.items()),
         )
-        yield Atoll(services, keeper, engine, probe, library, realised, rebooted)
+        yield Atoll(services, local, keeper, engine, probe, library, realised, rebooted)
 
 
 def about(recipe: Recipe) -> str:
@@ -176,12 +184,20 @@ class MemoryNow:
         return HostMemory(total, self.reserve, self.overcommit)  # type: ignore[arg-type]
 
 
-async def _started(local: Store) -> tuple[int, bool]:
-    """The number of this start, and whether the host was restarted since the last one."""
+async def started(local: Store) -> tuple[int, bool]:
+    """The number of this start, and whether the host was restarted since the last `boot_done`."""
     epoch, boot = await local.get(EPOCH), await local.get(BOOT)
-    number, now = int(epoch.value) + 1 if epoch else 1, identity.boot_id().encode()
-    await local.commit(Txn(put={EPOCH: str(number).encode(), BOOT: now}))
-    return number, boot is not None and boot.value != now
+    number = int(epoch.value) + 1 if epoch else 1
+    await local.commit(Txn(put={EPOCH: str(number).encode()}))
+    if boot is None:
+        await boot_done(local)
+        return number, False
+    return number, boot.value != identity.boot_id().encode()
+
+
+async def boot_done(local: Store) -> None:
+    """What was to be started with the host has been."""
+    await local.commit(Txn(put={BOOT: identity.boot_id().encode()}))
 
 
 async def _default_network(networks: NetworkBook) -> None:

@@ -26,11 +26,13 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load(state: Path) -> Identity:
-    """Read the identity, making it at first. Raises Broken where it is damaged, Exhausted on a full disk."""
+    """Read the identity, making it at first. Raises Broken (it is damaged or lost), Exhausted (no space)."""
     path = state / "host.json"
     try:
         return msgspec.json.decode(path.read_bytes(), type=Identity)
     except FileNotFoundError:
+        if (state / "shared.db").exists():
+            raise Broken(f"{path} is gone", hint="restore it from a backup: it names this host") from None
         identity = Identity(id=HostId(new_uuid()), created=clock.now())
         write(path, msgspec.json.encode(identity))
         return identity
@@ -47,6 +49,11 @@ def write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise Exhausted(f"cannot write {path}: {error.strerror}") from error

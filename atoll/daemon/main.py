@@ -20,7 +20,7 @@ from atoll.base.errors import AtollError, Invalid
 from atoll.base.ids import InstanceId
 from atoll.daemon import config as configuration
 from atoll.daemon import identity, log
-from atoll.daemon.compose import Atoll, compose
+from atoll.daemon.compose import Atoll, boot_done, compose
 from atoll.daemon.config import Config
 from atoll.daemon.paths import Paths
 from atoll.instance.engine import Observed
@@ -76,6 +76,7 @@ async def run(paths: Paths, config: Config, hook: Hook = nothing) -> None:
     async with compose(paths, config, hook) as atoll, contextlib.AsyncExitStack() as held:
         found = await atoll.engine.adopt()
         atoll.keeper.start()
+        atoll.services.operations.hold()
         serving = await serve(
             build(atoll.services),
             unix=paths.socket,
@@ -93,19 +94,24 @@ async def run(paths: Paths, config: Config, hook: Hook = nothing) -> None:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
         await serving.close()
-        if await atoll.idle():
-            await atoll.networks.withdraw()
+        await atoll.end()
     logger.info("ended; guests go on")
 
 
 async def _recover(atoll: Atoll, found: Mapping[InstanceId, Observed]) -> None:
-    """What a former daemon left in the middle, then records against what was found."""
+    """What a former daemon left in the middle, then records against what was found; then new requests' turn."""
+    operations, starting = atoll.services.operations, None
     try:
-        for operation in await atoll.services.operations.recover():
+        for operation in await operations.recover():
             logger.info("recovered %s of %s: %s", operation.verb, operation.subject.name, operation.status)
-        await atoll.keeper.reconcile(found, rebooted=atoll.rebooted)
+        starting = await atoll.keeper.reconcile(found, rebooted=atoll.rebooted)
     except Exception:
         logger.exception("recovery failed")
+    finally:
+        operations.go()
+    if starting is not None:
+        await starting
+        await boot_done(atoll.local)
 
 
 async def _trim(atoll: Atoll) -> None:

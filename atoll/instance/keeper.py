@@ -111,21 +111,25 @@ class Keeper:
             if verb == "instance.revive" and now is not None and now.status.state is State.STOPPED:
                 self._revive(now)
 
-    def _own(self, work: object, name: str) -> None:
+    def _own(self, work: object, name: str) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(work, name=name)  # type: ignore[arg-type]
         self._tasks.add(task)
         task.add_done_callback(self._let_go)
+        return task
 
     def _let_go(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("%s ended badly", task.get_name(), exc_info=task.exception())
 
-    async def reconcile(self, adopted: Mapping[InstanceId, Observed], *, rebooted: bool) -> None:
+    async def reconcile(
+        self, adopted: Mapping[InstanceId, Observed], *, rebooted: bool
+    ) -> asyncio.Task[None] | None:
         """After a start of the daemon and the recovery of its operations: records follow what is there now,
         and of `adopted` only what had ended by then. (Recovery ends and starts guests.)
 
-        `rebooted`: the host started anew, so everything wanted on is started in autostart order.
+        `rebooted`: the host started anew, so everything wanted on is started in autostart order, by the task
+        that is returned.
         """
         found = {guest: seen for guest, seen in adopted.items() if seen.state is State.STOPPED}
         for engine in self._here.engines.values():
@@ -143,8 +147,7 @@ class Keeper:
             except AtollError as error:
                 log.error("could not end guest %s: %s", guest, error)
         await self._here.supplies.sweep(await self._here.book.all())
-        if rebooted:
-            self._own(self._autostart(), "autostart")
+        return self._own(self._autostart(), "autostart") if rebooted else None
 
     async def _compare(self, view: InstanceView, seen: Observed | None, rebooted: bool) -> None:
         alive = seen is not None and seen.state in ALIVE and seen.generation == view.status.generation
