@@ -31,7 +31,7 @@ def load(state: Path) -> Identity:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Identity)
     except FileNotFoundError:
-        if (state / "shared.db").exists():
+        if (state / "local.db").exists():
             raise Broken(f"{path} is gone", hint="restore it from a backup: it names this host") from None
         identity = Identity(id=HostId(new_uuid()), created=clock.now())
         write(path, msgspec.json.encode(identity))

@@ -16,7 +16,7 @@ def test_it_stays(tmp_path: Path) -> None:
 def test_one_that_was_lost_is_not_made_anew(tmp_path: Path) -> None:
     """Another id would be another Atoll: its guests, links and cgroups would be nobody's."""
     identity.load(tmp_path)
-    (tmp_path / "shared.db").touch()
+    (tmp_path / "local.db").touch()
     (tmp_path / "host.json").unlink()
     with pytest.raises(Broken, match=r"host\.json"):
         identity.load(tmp_path)
