@@ -85,7 +85,8 @@ def probe(ctx: click.Context, id: str | None, refresh: bool) -> None:
             return await client.hosts.probe(await _this(client, id), refresh=refresh)
 
     found = run(settings, work)
-    output.emit(settings, found, lambda: output.write_sections(facts(found)))
+    told = {key: value for key, value in found.items() if key != "facts"}
+    output.emit(settings, found, lambda: output.write_sections([*facts(found.get("facts", {})), *facts(told)]))
 
 
 def facts(found: Mapping[str, Any]) -> list[Section]:
