@@ -23,9 +23,15 @@ def planned(view: "InstanceView") -> list[str]:
     return [address for nic in view.instance.hardware.nics for address in nic.addresses]
 
 
+def plight(view: "InstanceView") -> str:
+    """Why it is not as its user wants it, where something is known: paused for want of space, broken."""
+    state = str(view.status.state)
+    return f" ({view.status.reason})" if view.status.reason and state in ("paused", "broken") else ""
+
+
 COLUMNS = [
     Column("NAME", lambda view: view.name),
-    Column("STATE", lambda view: str(view.status.state), coloured=True),
+    Column("STATE", lambda view: str(view.status.state) + plight(view), coloured=True),
     Column("IMAGE", lambda view: view.instance.spec.image),
     Column("CPUS", lambda view: str(view.instance.spec.cpus), right=True),
     Column("MEMORY", lambda view: show_size(view.instance.spec.memory), right=True),

@@ -111,7 +111,7 @@ def _line(columns: Sequence[Column], cells: Sequence[str], widths: Sequence[int]
     parts = []
     for column, cell, wide in zip(columns, cells, widths, strict=True):
         space = " " * (wide - width(cell))
-        text = click.style(cell, fg=COLOURS.get(cell)) if coloured and column.coloured else cell
+        text = click.style(cell, fg=COLOURS.get(cell.partition(" ")[0])) if coloured and column.coloured else cell
         parts.append(space + text if column.right else text + space)
     return "  ".join(parts).rstrip()
 

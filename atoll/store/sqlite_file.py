@@ -39,6 +39,9 @@ _NO_ROOM = {
 """Writing failed before the commit mark was on disk, as a quota (IOERR_WRITE) or a full disk makes it."""
 
 
+WAL_ROOM = 4 << 20
+
+
 class File:
     """A store's file while this process has it: the lock, one connection that writes and two that read."""
 
@@ -106,6 +109,19 @@ def _prepare(db: sqlite3.Connection, path: Path, steps: Sequence[Sequence[str]])
     db.execute("PRAGMA journal_size_limit = 16777216")
     _migrate(db, steps)
     _bury_leases(db)
+    _keep_room(path)
+
+
+def _keep_room(path: Path) -> None:
+    """Room for the write-ahead log up to where SQLite folds it into the file (1000 pages of 4 KiB), so that
+    commits go on when guests have filled the disk: to record just that. Zeros past its last frame mean nothing.
+    """
+    with contextlib.suppress(OSError):  # no room, or a file system that promises none: then so
+        fd = os.open(path.with_name(path.name + "-wal"), os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.posix_fallocate(fd, 0, WAL_ROOM)
+        finally:
+            os.close(fd)
 
 
 def _check_ours(db: sqlite3.Connection, path: Path, newest: int) -> None:
