@@ -2,8 +2,8 @@
 but the audit of what changed something."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Annotated, Any, cast
 
 import msgspec
@@ -30,12 +30,13 @@ from atoll.api.route import (
 )
 from atoll.api.services import Services
 from atoll.base import clock
-from atoll.base.errors import AtollError, Bug, Refused
-from atoll.base.ids import InstanceId
+from atoll.base.errors import Absent, AtollError, Bug, Refused
 from atoll.client.wire import ExecBody, Pushed
 from atoll.instance.book import InstanceView
 from atoll.instance.engine import Consoles, Engine, Executes, Measures, Outcome, Stats, Stream
+from atoll.instance.model import State
 from atoll.instance.verbs.args import ExecArgs, PushArgs
+from atoll.instance.verbs.power import next_step
 from atoll.operation.model import Subject
 from atoll.operation.runner import as_problem
 
@@ -81,19 +82,30 @@ def lacks(view: InstanceView, what: str) -> Refused:
     return Refused(f"{view.name} is a {view.instance.spec.kind}, which has no {what} here")
 
 
-async def agent(call: Call) -> tuple[Executes, InstanceId]:
-    """What reaches into the guest, and the guest's id. Raises Absent, Refused."""
+@contextmanager
+def asking(view: InstanceView) -> Iterator[None]:
+    """An engine knows only guests that run: for others its Absent becomes Refused with the state on record."""
+    try:
+        yield
+    except Absent as error:
+        if view.status.state in (State.RUNNING, State.PAUSED):
+            raise
+        raise Refused(f"{view.name} is {view.status.state}", hint=next_step(view)) from error
+
+
+async def agent(call: Call) -> tuple[Executes, InstanceView]:
+    """What reaches into the guest, and the guest. Raises Absent, Refused."""
     engine, view = await engine_of(call.services, call.names)
     if not isinstance(engine, Executes):
         raise lacks(view, "agent")
-    return engine, view.id
+    return engine, view
 
 
-async def consoles(services: Services, names: dict[str, str]) -> tuple[Consoles, InstanceId]:
+async def consoles(services: Services, names: dict[str, str]) -> tuple[Consoles, InstanceView]:
     engine, view = await engine_of(services, names)
     if not isinstance(engine, Consoles):
         raise lacks(view, "console")
-    return engine, view.id
+    return engine, view
 
 
 @routes.add("POST", ONE + "/exec", action="instance.exec", answer=Outcome)
@@ -103,15 +115,16 @@ async def execute(call: Call, body: ExecBody) -> Reply:
     args = ExecArgs(project=call.project, name=call.name, program=body.argv[0])
     timeout = body.timeout or HOUR
     async with audited(call, "instance.exec", args, guest):
-        return answer(await engine.execute(guest, body.argv, input=body.stdin, env=body.env, timeout=timeout))
+        return answer(await engine.execute(guest.id, body.argv, input=body.stdin, env=body.env, timeout=timeout))
 
 
 @routes.add("GET", ONE + "/files", action="instance.pull", answer=bytes, media=BYTES)
 async def pull(call: Call, query: PullQuery) -> Reply:
     """A file of the guest. A connection that breaks before the end says that it could not be read whole."""
     engine, guest = await agent(call)
-    chunks = aiter(engine.pull(guest, query.path))
-    first = await anext(chunks, b"")  # what it refuses, it refuses before the answer begins
+    chunks = aiter(engine.pull(guest.id, query.path))
+    with asking(guest):
+        first = await anext(chunks, b"")  # what it refuses, it refuses before the answer begins
 
     async def whole() -> AsyncIterator[bytes]:
         yield first
@@ -128,7 +141,7 @@ async def push(call: Call, query: PushQuery) -> Reply:
     mode = int(query.mode, 8)
     args = PushArgs(project=call.project, name=call.name, path=query.path, mode=mode)
     async with audited(call, "instance.push", args, guest):
-        size = await engine.push(guest, query.path, _bounded(call), mode=mode)
+        size = await engine.push(guest.id, query.path, _bounded(call), mode=mode)
     return answer(Pushed(path=query.path, size=size, mode=mode))
 
 
@@ -145,11 +158,12 @@ async def _bounded(call: Call) -> AsyncIterator[bytes]:
 
 
 @asynccontextmanager
-async def audited(call: Call, verb: str, args: msgspec.Struct, guest: InstanceId) -> AsyncIterator[None]:
+async def audited(call: Call, verb: str, args: msgspec.Struct, guest: InstanceView) -> AsyncIterator[None]:
     """What happens within is kept for the audit with its outcome, whatever that is."""
-    subject, by, began = Subject("instance", call.project, call.name, guest), call.by, clock.now()
+    subject, by, began = Subject("instance", call.project, call.name, guest.id), call.by, clock.now()
     try:
-        yield
+        with asking(guest):
+            yield
     except Exception as error:
         ours = error if isinstance(error, AtollError) else Bug("Atoll itself failed")
         await call.services.operations.record(verb, args, subject, by, problem=as_problem(ours), began=began)
@@ -161,7 +175,7 @@ async def audited(call: Call, verb: str, args: msgspec.Struct, guest: InstanceId
 async def log(call: Call, query: LogQuery) -> Reply:
     """The last bytes of the guest's serial console and its engine's log."""
     engine, guest = await consoles(call.services, call.names)
-    return raw(await engine.log(guest, limit=query.limit), media_type=BYTES)
+    return raw(await engine.log(guest.id, limit=query.limit), media_type=BYTES)
 
 
 @routes.add("GET", ONE + "/stats", action="instance.stats", answer=Stats)
@@ -170,21 +184,24 @@ async def stats(call: Call) -> Reply:
     engine, view = await engine_of(call.services, call.names)
     if not isinstance(engine, Measures):
         raise lacks(view, "statistics")
-    return answer(await engine.stats(view.id))
+    with asking(view):
+        return answer(await engine.stats(view.id))
 
 
 @routes.add("GET", ONE + "/addresses", action="instance.addresses", answer=dict[str, tuple[str, ...]])
 async def addresses(call: Call) -> Reply:
     """The addresses that the guest itself has, by MAC."""
     engine, guest = await agent(call)
-    return answer(await engine.addresses(guest))
+    with asking(guest):
+        return answer(await engine.addresses(guest.id))
 
 
 @routes.add("GET", ONE + "/ready", action="instance.ready", answer=None, status=204)
 async def ready(call: Call, query: ReadyQuery) -> Reply:
     """Answers once the guest's agent does."""
     engine, guest = await agent(call)
-    await engine.ready(guest, timeout=query.timeout)
+    with asking(guest):
+        await engine.ready(guest.id, timeout=query.timeout)
     return nothing()
 
 
@@ -199,7 +216,8 @@ def console_handler(services: Services) -> WebsocketRouteHandler:
             check_path(socket.path_params)
             read_query(socket.scope["query_string"], Empty)
             engine, guest = await consoles(services, socket.path_params)
-            stream = await engine.console(guest)
+            with asking(guest):
+                stream = await engine.console(guest.id)
             if await _both_ways(socket, stream, closing(socket.scope)):
                 code, reason = 1001, "the daemon ends; the guest goes on"
         except AtollError as error:

@@ -129,7 +129,9 @@ def check(spec: InstanceSpec, sources: Sources, host: str) -> None:
     least = max(manifest.min_memory, 32 << 20)
     if spec.memory < least:
         raise Invalid(
-            f"image {sources.image.name} needs {show_size(least)} of memory at least", field="spec.memory"
+            f"image {sources.image.name} needs {show_size(least)} of memory at least",
+            hint=f"-m {show_size(least)} or more",
+            field="spec.memory",
         )
     disk = manifest.files["disk"]
     if spec.root.size and spec.root.size < disk.virtual_size:
