@@ -9,9 +9,7 @@ groups, its own user, handle, `cont`.
 import asyncio
 import contextlib
 import json
-import os
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,6 +23,7 @@ from atoll.instance.engines.qemu import argv, spawn
 from atoll.instance.engines.qemu.engine import Qemu
 from atoll.instance.engines.qemu.rundir import RunDir
 from atoll.instance.model import BootPlan
+from bench.report import Goal, Row, pairs, text
 from tests.kit.benches import QemuBench
 from tests.kit.images import Image, tiny
 
@@ -61,30 +60,24 @@ async def ours(engine: Qemu, plan: BootPlan) -> float:
     return took
 
 
-async def compare(image: Image, pairs: int) -> None:
+async def compare(image: Image, count: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as place:
         bench = QemuBench(Path(place), image)
         engine = await bench.engine()
         await engine.adopt()
         plan = await bench.plan()
         times: dict[str, list[float]] = {"raw": [], "engine": []}
-        for _ in range(pairs + 1):
+        for _ in range(count + 1):
             times["raw"].append(await asyncio.to_thread(raw, plan, Path(place)))
             times["engine"].append(await ours(engine, plan))
         await bench.close()
-    for name, found in times.items():
-        show(name, found[1:])  # the first pair warms the caches
-    added = [e - r for e, r in zip(times["engine"][1:], times["raw"][1:], strict=True)]
-    show("added", added)
+    ms = {name: [took * 1000 for took in found[1:]] for name, found in times.items()}  # the first warms the caches
+    return [pairs("start of a guest to QMP answering", "ms", ms["engine"], ms["raw"], Goal(40, added=True))]
 
 
-def show(name: str, seconds: list[float]) -> None:
-    low, high = min(seconds) * 1000, max(seconds) * 1000
-    print(
-        f"{name:8} median {statistics.median(seconds) * 1000:7.1f} ms   {low:.1f} to {high:.1f}   n={len(seconds)}"
-    )
+def rows(count: int = 11) -> list[Row]:
+    return uvloop.run(compare(tiny(), count))
 
 
 if __name__ == "__main__":
-    print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.2f}")
-    uvloop.run(compare(tiny(), int(sys.argv[1]) if len(sys.argv) > 1 else 11))
+    print(text(rows(int(sys.argv[1]) if len(sys.argv) > 1 else 11)))

@@ -18,6 +18,10 @@ from atoll.base import clock
 from atoll.base.errors import Broken, Lacking
 from atoll.host.probe.cgroups import parse_mountinfo
 
+JOIN = 'for group do shift; [ "$group" = -- ] && break; echo $$ >"$group" || exit 71; done; exec "$@"'
+"""The one shell text, a constant: a group must be joined after the fork and before the program, where no Python may
+run, and writing one's pid to a file takes a shell."""
+
 CONTROLLERS = ("cpu", "cpuacct", "memory", "pids")
 _V2_CONTROLLERS = frozenset({"cpu", "memory", "pids"})
 _PERIOD = 100_000  # microseconds; the kernel's default
@@ -74,25 +78,33 @@ class Cgroups:
         self._roots, self.lacking = roots, lacking
         self._v2 = "" in roots
 
-    def make(self, name: str, bounds: Bounds) -> tuple[Path, ...]:
-        """Make the group with its bounds: the files to which a process writes its pid to join. May be repeated."""
-        folders = [root / name for root in dict.fromkeys(self._roots.values())]
+    def enter(self, name: str, bounds: Bounds) -> list[str]:
+        """Make the group with its bounds: what stands before a command line to execute it within. May be repeated.
+
+        Raises Broken, Lacking."""
+        folders = [root / self.folder(name) for root in dict.fromkeys(self._roots.values())]
         try:
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
-            self.change(name, bounds)
         except OSError as error:
             raise _translated(error) from error
-        return tuple(folder / "cgroup.procs" for folder in folders)
+        self._set(name, bounds)
+        return ["/bin/sh", "-c", JOIN, "atoll-join", *(f"{folder}/cgroup.procs" for folder in folders), "--"]
 
-    def change(self, name: str, bounds: Bounds) -> None:
+    async def change(self, name: str, bounds: Bounds) -> None:
         """Set the bounds of a group that is there. Raises Broken, Lacking."""
+        self._set(name, bounds)
+
+    def folder(self, name: str) -> str:
+        return name
+
+    def _set(self, name: str, bounds: Bounds) -> None:
         for controller, file, text in v2_settings(bounds) if self._v2 else v1_settings(bounds):
             root = self._root(controller)
             if root is None:
                 continue
             try:
-                (root / name / file).write_text(text)
+                (root / self.folder(name) / file).write_text(text)
             except OSError as error:
                 raise _translated(error) from error
 
@@ -109,12 +121,12 @@ class Cgroups:
         found: set[int] = set()
         for root in self._roots.values():
             with contextlib.suppress(OSError):
-                found.update(int(line) for line in (root / name / "cgroup.procs").read_text().split())
+                found.update(int(line) for line in (root / self.folder(name) / "cgroup.procs").read_text().split())
         return found
 
     async def remove(self, name: str) -> bool:
         """Whether it is gone; a group that still has a process stays. Absent is success."""
-        left = {root / name for root in self._roots.values()}
+        left = {root / self.folder(name) for root in self._roots.values()}
         delay, until = 0.002, clock.monotonic() + _REMOVE_IN
         while left := {folder for folder in left if not _removed(folder)}:
             if clock.monotonic() > until:
@@ -126,13 +138,13 @@ class Cgroups:
     def usage(self, name: str) -> Usage:
         """What it has used; zeros where it is absent."""
         if self._v2:
-            folder = self._roots[""] / name
+            folder = self._roots[""] / self.folder(name)
             return Usage(
                 _counter(folder / "cpu.stat", "usage_usec") / 1e6,
                 _number(folder / "memory.current"),
                 _counter(folder / "memory.events", "oom_kill"),
             )
-        account, memory = self._root("cpuacct"), self._root("memory")
+        account, memory, name = self._root("cpuacct"), self._root("memory"), self.folder(name)
         return Usage(
             _number(account / name / "cpuacct.usage") / 1e9 if account else 0.0,
             _number(memory / name / "memory.usage_in_bytes") if memory else 0,

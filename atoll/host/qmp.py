@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,16 +46,20 @@ class Qmp:
         client = QMPClient(name)
         client.register_listener(_Teller(on_event))
         sock = await sockets.connect(path, timeout=timeout)
+        connecting = asyncio.create_task(client.connect(sock), name=f"qmp connection to {name}")
         try:
-            async with asyncio.timeout(timeout):
-                await client.connect(sock)
-        except BaseException as error:
-            sock.close()
-            if isinstance(error, TimeoutError):
-                raise Unreachable(f"{name}: QEMU did not answer within {timeout:g} s") from error
-            if isinstance(error, ConnectError | QMPError | OSError | EOFError):
-                raise Broken(f"{name}: QEMU hung up: {error}") from error
-            raise
+            await asyncio.wait({connecting}, timeout=timeout)
+            if not connecting.done():
+                raise Unreachable(f"{name}: QEMU did not answer within {timeout:g} s")
+            await connecting
+        except (ConnectError, QMPError, OSError, EOFError) as error:
+            raise Broken(f"{name}: QEMU hung up: {error}") from error
+        finally:
+            if not connecting.done():  # cancelled in the middle the client would lose its transport: let it end
+                sock.shutdown(socket.SHUT_RDWR)
+                await asyncio.wait({connecting}, timeout=5)
+            if connecting.cancelled() or connecting.exception() is not None:
+                sock.close()
         return cls(client, name)
 
     async def execute(

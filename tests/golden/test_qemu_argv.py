@@ -9,9 +9,11 @@ from msgspec.structs import replace
 
 from atoll.base.ids import Bytes, InstanceId
 from atoll.base.units import GiB, MiB
+from atoll.host.cgroups import Cgroups
+from atoll.host.scopes import Scopes
 from atoll.instance.engines.qemu import argv, spawn
 from atoll.instance.engines.qemu.argv import Handed, LayerHanded, NicHanded
-from atoll.instance.model import BootPlan, DiskPlan, NicPlan
+from atoll.instance.model import BootPlan, DiskPlan, Limits, NicPlan
 from atoll.network.model import Plugged
 from atoll.storage.model import Attachment, Layer
 from tests.kit.plans import boot_plan, hardware, user_nic
@@ -77,15 +79,18 @@ def test_command_line(name: str) -> None:
     compare(name, argv.build(plan, handed, tag="a1b2c3"))
 
 
-def test_prefixes() -> None:
-    groups = (Path("/sys/fs/cgroup/cpu/atoll-a1b2c3/g/cgroup.procs"), Path("/sys/fs/cgroup/memory/x/cgroup.procs"))
-    compare("prefix-root", spawn.prefix(groups, uid=1900000001, kvm_group=None))
-    compare("prefix-root-kvm", spawn.prefix(groups, uid=1900000001, kvm_group=106))
-    assert spawn.prefix((), uid=None, kvm_group=None) == []
+def test_prefixes(tmp_path: Path) -> None:
+    groups = Cgroups({name: tmp_path / name for name in ("cpu", "memory")})
+    bounds = spawn.bounds(PLAN, Limits(cpu=1.5, cpu_weight=50), memory=PLAN.memory)
+    compare("join", [word.replace(str(tmp_path), "/sys/fs/cgroup") for word in groups.enter("g", bounds)])
+    compare("scope", Scopes({}, "a1b2c3").enter(f"{ID}.1", bounds))
+    compare("drop", spawn.drop(uid=1900000001, kvm_group=None))
+    compare("drop-kvm", spawn.drop(uid=1900000001, kvm_group=106))
+    assert spawn.drop(uid=None, kvm_group=None) == []
 
 
 def test_every_golden_file_is_compared() -> None:
-    assert {path.stem for path in FOLDER.iterdir()} == {*CASES, "prefix-root", "prefix-root-kvm"}
+    assert {path.stem for path in FOLDER.iterdir()} == {*CASES, "join", "scope", "drop", "drop-kvm"}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -11,13 +11,13 @@ from typing import Any, Protocol
 from atoll.base import clock
 from atoll.base.ids import Bytes, InstanceId
 from atoll.base.units import MiB
-from atoll.host import cgroups
+from atoll.host import cgroups, process
 from atoll.host.probe.accel import Accel
 from atoll.host.run import run
 from atoll.instance.engine import Consoles, Displays, Engine, Executes, Measures
 from atoll.instance.engines.qemu import adopt
 from atoll.instance.engines.qemu.engine import Qemu
-from atoll.instance.model import BootPlan, DirectBoot, DiskPlan, State
+from atoll.instance.model import BootPlan, DirectBoot, DiskPlan, Exit, State
 from tests.kit.fake_engine import FakeEngine, FakeHost
 from tests.kit.images import Image
 from tests.kit.plans import boot_plan, hardware, layers, user_nic
@@ -130,3 +130,23 @@ async def until(events: AsyncIterator[Any], guest: InstanceId, state: State) -> 
             if event.guest == guest and event.seen.state is state:
                 return event
     raise AssertionError("the events ended")
+
+
+async def booted(bench: QemuBench, engine: Qemu, **changes: Any) -> BootPlan:
+    plan = await bench.plan(**changes)
+    await engine.start(plan)
+    await engine.ready(plan.id, timeout=SLOW)
+    return plan
+
+
+async def ended(engine: Qemu, guest: InstanceId) -> Exit:
+    async with asyncio.timeout(SLOW):
+        while (seen := (await engine.observe())[guest]).exit is None:
+            await asyncio.sleep(0.05)
+    return seen.exit
+
+
+async def gone(pid: int) -> None:
+    async with asyncio.timeout(SLOW):
+        while process.start_time(pid) is not None:
+            await asyncio.sleep(0.02)

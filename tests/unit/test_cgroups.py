@@ -5,12 +5,14 @@ import os
 import secrets
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from atoll.host import cgroups
 from atoll.host.cgroups import Bounds, Cgroups, Usage
+from atoll.host.scopes import Scopes
 
 FULL = Bounds(cpu=1.5, cpu_weight=200, memory=1 << 30, pids=100)
 
@@ -39,7 +41,7 @@ async def test_made_read_and_removed(tmp_path: Path, version: str) -> None:
     root = tmp_path / "atoll-0a0b0c"
     roots = {"": root} if version == "v2" else {c: tmp_path / c / "atoll-0a0b0c" for c in cgroups.CONTROLLERS}
     groups = Cgroups(roots)
-    joined = groups.make("g1", FULL)
+    joined = [Path(word) for word in groups.enter("g1", FULL) if word.endswith("cgroup.procs")]
     assert len(joined) == (1 if version == "v2" else 4)
     assert {path.name for path in joined} == {"cgroup.procs"}
     assert groups.names() == {"g1"}
@@ -61,13 +63,13 @@ async def test_made_read_and_removed(tmp_path: Path, version: str) -> None:
 async def test_a_group_that_is_not_empty_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cgroups, "_REMOVE_IN", 0.05)
     groups = Cgroups({"": tmp_path})
-    groups.make("g1", Bounds())
+    groups.enter("g1", Bounds())
     assert not await groups.remove("g1")
 
 
 def test_what_the_host_lacks_is_not_written(tmp_path: Path) -> None:
     groups = Cgroups({"cpu": tmp_path / "cpu"}, ("memory", "pids"))
-    groups.make("g1", FULL)
+    groups.enter("g1", FULL)
     assert {path.name for path in (tmp_path / "cpu" / "g1").iterdir()} == {"cpu.cfs_quota_us", "cpu.shares"}
 
 
@@ -87,7 +89,7 @@ def test_detected(tmp_path: Path) -> None:
     hybrid = cgroups.detect("0a0b0c", mixed)
     assert hybrid
     assert hybrid.lacking == ("memory", "pids")
-    assert all("v1" in str(path) for path in hybrid.make("g", Bounds()))
+    assert all("v1" in str(path) for path in hybrid.enter("g", Bounds())[4:-1])
 
 
 def test_the_real_ones_hold_a_process() -> None:
@@ -95,17 +97,25 @@ def test_the_real_ones_hold_a_process() -> None:
     assert groups is not None or os.geteuid() != 0, "root may make control groups"
     if groups is None:
         return
-    files = groups.make("g1", Bounds(memory=64 << 20, pids=10, cpu=0.5))
-    child = subprocess.Popen(["sleep", "60"])
+    child = subprocess.Popen([*groups.enter("g1", Bounds(memory=64 << 20, pids=10, cpu=0.5)), "sleep", "60"])
     try:
-        for file in files:
-            file.write_text(str(child.pid))
+        while Path(f"/proc/{child.pid}/comm").read_text() != "sleep\n":
+            time.sleep(0.01)
         assert groups.pids("g1") == {child.pid}
-        assert groups.usage("g1").cpu_seconds >= 0
-        groups.change("g1", Bounds(memory=128 << 20))
+        assert groups.usage("g1").memory > 0
+        asyncio.run(groups.change("g1", Bounds(memory=128 << 20)))
     finally:
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
     assert asyncio.run(groups.remove("g1"))
     assert groups.names() == set()
     groups.remove_all()
+
+
+def test_scopes_of_one_atoll(tmp_path: Path) -> None:
+    for name in ("atoll-0a0b0c-g1.1.scope", "atoll-ffffff-g2.1.scope", "ssh.service"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "atoll-0a0b0c-g1.1.scope" / "cgroup.procs").write_text("7\n")
+    found = Scopes({"": tmp_path}, "0a0b0c")
+    assert found.names() == {"g1.1"}
+    assert found.pids("g1.1") == {7}

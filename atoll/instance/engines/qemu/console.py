@@ -92,6 +92,7 @@ class Console:
         if pump is not None:
             pump.cancel()
             await asyncio.gather(pump, return_exceptions=True)
+        self._hang_up()  # a task cancelled before its first step runs no `finally`
 
     def _hang_up(self) -> None:
         if self._writer is not None:

@@ -206,7 +206,7 @@ class Qemu:
         has_cpus, has_memory = await hotplug.present(qmp)
         hotplug.refuse(held.plan, cpus=cpus, memory=memory, has_cpus=has_cpus, has_memory=has_memory)
         if self._cgroups:
-            self._cgroups.change(held.run.name, bounds(held.plan, held.plan.limits, memory=memory))
+            await self._cgroups.change(held.run.name, bounds(held.plan, held.plan.limits, memory=memory))
         if memory > has_memory:
             await hotplug.add_memory(qmp, memory - has_memory)
         if cpus > has_cpus:
@@ -219,7 +219,7 @@ class Qemu:
         if self._cgroups is None:
             raise Lacking("this user may make no control groups", hint="run the daemon as root")
         _, memory = await hotplug.present(held.monitor())
-        self._cgroups.change(held.run.name, bounds(held.plan, limits, memory=memory))
+        await self._cgroups.change(held.run.name, bounds(held.plan, limits, memory=memory))
         held.relimit(limits)
 
     async def forget(self, guest: InstanceId) -> None:

@@ -7,11 +7,11 @@ import shutil
 import socket
 import stat
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from atoll.base.errors import Broken, Invalid
-from atoll.base.units import MiB
+from atoll.base.errors import Broken, Exhausted, Invalid
+from atoll.base.units import MiB, show_size
 from atoll.host import process, sockets
 from atoll.host.cgroups import Bounds, Cgroups
 from atoll.host.files import translated
@@ -22,10 +22,6 @@ from atoll.instance.engines.qemu.argv import Handed, LayerHanded, NicHanded
 from atoll.instance.engines.qemu.rundir import RunDir
 from atoll.instance.model import BootPlan, Limits, NicPlan
 from atoll.storage.model import Layer
-
-JOIN = 'for group do shift; [ "$group" = -- ] && break; echo $$ >"$group" || exit 71; done; exec "$@"'
-"""The one shell text: a constant. A group must be joined before the program runs, since v1 never moves memory
-charges, and between fork and exec no Python may run."""
 
 _TUN, _VHOST, _KVM = "/dev/net/tun", "/dev/vhost-net", Path("/dev/kvm")
 _TUNSETIFF = 0x400454CA
@@ -47,14 +43,13 @@ def bounds(plan: BootPlan, limits: Limits, *, memory: int) -> Bounds:
     )
 
 
-def prefix(groups: Sequence[Path], *, uid: int | None, kvm_group: int | None) -> list[str]:
-    """What stands before QEMU in its command line: join the control groups, then give up every right. Pure."""
-    line = ["/bin/sh", "-c", JOIN, "atoll-spawn", *map(str, groups), "--"] if groups else []
-    if uid is not None:
-        others = ["--clear-groups"] if kvm_group is None else ["--groups", str(kvm_group)]
-        line += ["setpriv", "--reuid", str(uid), "--regid", str(uid), *others]
-        line += ["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--"]
-    return line
+def drop(*, uid: int | None, kvm_group: int | None) -> list[str]:
+    """What stands before QEMU in its command line to give up every right. Pure."""
+    if uid is None:
+        return []
+    others = ["--clear-groups"] if kvm_group is None else ["--groups", str(kvm_group)]
+    who = ["setpriv", "--reuid", str(uid), "--regid", str(uid), *others]
+    return [*who, "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--"]
 
 
 def spawn(plan: BootPlan, run: RunDir, cgroups: Cgroups | None, *, tag: str, tsc_khz: int) -> Process:
@@ -63,7 +58,7 @@ def spawn(plan: BootPlan, run: RunDir, cgroups: Cgroups | None, *, tag: str, tsc
     Raises Absent (a disk or kernel), Lacking, Exhausted, Invalid, Broken.
     """
     binary = find("qemu-system-x86_64")
-    groups = cgroups.make(run.name, bounds(plan, plan.limits, memory=plan.memory)) if cgroups else ()
+    enter = cgroups.enter(run.name, bounds(plan, plan.limits, memory=plan.memory)) if cgroups else []
     with contextlib.ExitStack() as opened:
         handed = _open(plan, run, opened, tsc_khz)
         log = opened.enter_context(run.log.open("ab", buffering=0))
@@ -71,7 +66,7 @@ def spawn(plan: BootPlan, run: RunDir, cgroups: Cgroups | None, *, tag: str, tsc
         line = argv.build(plan, handed, tag=tag)
         line[0] = str(binary)
         return process.spawn(
-            [*prefix(groups, uid=plan.uid, kvm_group=kvm), *line],
+            [*enter, *drop(uid=plan.uid, kvm_group=kvm), *line],
             cwd=run.own,
             fds=argv.fds(handed),
             log=log,
@@ -150,6 +145,14 @@ def _nic(plan: BootPlan, nic: NicPlan, opened: contextlib.ExitStack) -> NicHande
 
 
 def _ram(plan: BootPlan, run: RunDir) -> str:
+    """Sparse: it takes room as the guest writes, and a guest that finds none dies of it (SIGBUS)."""
+    there = os.statvfs(run.ram.parent)
+    if there.f_bavail * there.f_frsize < plan.memory:
+        free = show_size(there.f_bavail * there.f_frsize)
+        raise Exhausted(
+            f"{run.ram.parent} has {free} left, too little for the memory of a forkable guest",
+            hint="give it more room (mount -o remount,size=...), or launch without --forkable",
+        )
     fd = os.open(run.ram, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(fd, plan.memory)
