@@ -85,14 +85,14 @@ def probe(ctx: click.Context, id: str | None, refresh: bool) -> None:
             return await client.hosts.probe(await _this(client, id), refresh=refresh)
 
     found = run(settings, work)
-    told = {key: value for key, value in found.items() if key != "facts"}
-    output.emit(settings, found, lambda: output.write_sections([*facts(found.get("facts", {})), *facts(told)]))
+    parts = [facts(value, "host") if key == "facts" else facts({key: value}) for key, value in found.items()]
+    output.emit(settings, found, lambda: output.write_sections([one for part in parts for one in part]))
 
 
-def facts(found: Mapping[str, Any]) -> list[Section]:
-    """Whatever a host tells, as sections: plain values first, then one block for each part."""
+def facts(found: Mapping[str, Any], title: str = "") -> list[Section]:
+    """Whatever a host tells, as sections: plain values first (under `title`), then one block for each part."""
     plain = [(_label(key), _value(key, value)) for key, value in found.items() if not _deep(value)]
-    sections = [Section("", plain)]
+    sections = [Section(title, plain)] if plain else []
     for key, value in found.items():
         if isinstance(value, Mapping) and value:
             rows = [(_label(name), _value(name, inner)) for name, inner in value.items()]
