@@ -84,6 +84,9 @@ class Cgroups:
         Raises Broken, Lacking."""
         folders = [root / self.folder(name) for root in dict.fromkeys(self._roots.values())]
         try:
+            if self._v2 and not (root := self._roots[""]).exists():
+                root.mkdir()
+                _delegate(root)
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -133,6 +136,7 @@ class Cgroups:
                 return False
             await asyncio.sleep(delay)
             delay = min(delay * 2, 0.1)
+        self.remove_all()
         return True
 
     def usage(self, name: str) -> Usage:
@@ -152,7 +156,7 @@ class Cgroups:
         )
 
     def remove_all(self) -> None:
-        """Our own folders, where they are empty (the end of an Atoll). Those in use stay."""
+        """Our own folders, where they are empty: with the last guest the last trace goes. Those in use stay."""
         for root in set(self._roots.values()):
             _removed(root)
 
