@@ -17,7 +17,7 @@ from atoll.daemon.config import Config
 from atoll.daemon.host import HostView, Kernels
 from atoll.daemon.networks import NetworkList, Realised
 from atoll.daemon.paths import Paths
-from atoll.host import cgroups
+from atoll.host import cgroups, scopes
 from atoll.host.links import routes
 from atoll.host.probe.settled import AccelProbe
 from atoll.image.book import ImageBook
@@ -169,7 +169,7 @@ def _teach(operations: Operations, here: Here, library: Library, kernels: Kernel
 
 
 def _engine(paths: Paths, tag: str, probe: AccelProbe) -> Qemu:
-    return Qemu(paths.run, host_tag=tag, cgroups=cgroups.detect(tag), accel=probe.settled)
+    return Qemu(paths.run, host_tag=tag, cgroups=scopes.detect(tag) or cgroups.detect(tag), accel=probe.settled)
 
 
 @dataclass(frozen=True, slots=True)
