@@ -5,9 +5,7 @@
 Interleaved: engine.start, start to agent, and the memory that QEMU holds then, PSS, in MiB.
 """
 
-import os
 import re
-import statistics
 import sys
 import tempfile
 import time
@@ -17,6 +15,7 @@ import uvloop
 
 from atoll.base.ids import Bytes
 from atoll.base.units import MiB
+from bench.report import Row, pairs, text
 from tests.kit.benches import QemuBench
 from tests.kit.images import Image, tiny
 
@@ -48,22 +47,31 @@ def pss(pid: int) -> float:
     return int(match[1]) / 1024 if match else 0.0
 
 
-async def main(image: Image, pairs: int) -> None:
+WHAT = (
+    ("engine.start", "ms"),
+    ("start to its agent", "ms"),
+    ("memory held then (PSS)", "MiB"),
+    ("filling 64 MiB of it in the guest", "ms"),
+)
+
+
+async def compare(image: Image, count: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as place:
         bench = QemuBench(Path(place), image)
-        found: dict[bool, list[tuple[float, float, float, float]]] = {False: [], True: []}
-        for _ in range(pairs):
+        found: dict[bool, list[tuple[float, ...]]] = {False: [], True: []}
+        for number in range(count + 1):
             for forkable in (False, True):
-                found[forkable].append(await once(bench, forkable))
+                one = await once(bench, forkable)
+                if number:  # the first pair warms the caches
+                    found[forkable].append(one)
         await bench.close()
-    for forkable, rows in found.items():
-        print("forkable" if forkable else "anonymous")
-        for name, column in zip(
-            ("start ms", "to agent ms", "PSS MiB", "fill 64M ms"), zip(*rows, strict=True), strict=True
-        ):
-            print(f"    {name:12} {statistics.median(column):8.1f}   {min(column):.1f} to {max(column):.1f}")
+    columns = zip(WHAT, zip(*found[True], strict=True), zip(*found[False], strict=True), strict=True)
+    return [pairs(f"forkable beside anonymous: {what}", unit, ours, raw) for (what, unit), ours, raw in columns]
+
+
+def rows(count: int = 9) -> list[Row]:
+    return uvloop.run(compare(tiny(), count))
 
 
 if __name__ == "__main__":
-    print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.2f}, {SIZE // MiB} MiB guests")
-    uvloop.run(main(tiny(), int(sys.argv[1]) if len(sys.argv) > 1 else 9))
+    print(text(rows(int(sys.argv[1]) if sys.argv[1:] else 9)))
