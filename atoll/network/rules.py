@@ -21,6 +21,8 @@ Expression = dict[str, Any]
 
 ACCEPT: Expression = {"accept": None}
 MASQUERADE: Expression = {"masquerade": None}
+ICMP, ICMPV6 = 1, 58
+"""By number: names are looked up in /etc/protocols, which a small Debian has not."""
 REFUSE: Expression = {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}
 FAMILY = "inet"
 
@@ -36,7 +38,7 @@ def nat_rules(
         ("forward", [_link("oifname", bridge), REFUSE]),
         ("input", [_link("iifname", bridge, "!="), ACCEPT]),
         ("input", [_tracked(), ACCEPT]),
-        ("input", [_is(_meta("l4proto"), {"set": ["icmp", "ipv6-icmp"]}), ACCEPT]),
+        ("input", [_is(_meta("l4proto"), {"set": [ICMP, ICMPV6]}), ACCEPT]),
         ("input", [_is(_field("udp", "dport"), 67), ACCEPT]),
     ]
     for address in gateways:
