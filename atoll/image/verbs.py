@@ -13,11 +13,14 @@ TAKE_BACK, FINISH = Recovery.TAKE_BACK, Recovery.FINISH
 
 
 class Build:
-    """Run a recipe and keep what it made under a name. `built` is called after that: there is a new kernel."""
+    """Run a recipe and keep what it made under a name. `built` is called after that: there is a new kernel.
+
+    Killed while it kept it, the next daemon builds once more: equal content is the same image.
+    """
 
     name = "image.build"
     args = BuildArgs
-    steps: ClassVar[Mapping[str, Recovery]] = {"build": TAKE_BACK, "keep": TAKE_BACK}
+    steps: ClassVar[Mapping[str, Recovery]] = {"build": TAKE_BACK, "keep": FINISH}
 
     def __init__(self, library: Library, built: Callable[[], Awaitable[None]]) -> None:
         self._library, self._built = library, built
@@ -28,7 +31,10 @@ class Build:
         def progress(text: str, percent: int | None) -> None:
             work.tell(percent, text)
 
-        await work.step("build", UndoStep("image.clear", {"key": work.id}), percent=0)
+        if work.resumed:
+            await self._library.clear(work.id)
+        else:
+            await work.step("build", UndoStep("image.clear", {"key": work.id}), percent=0)
         made = await self._library.build(args.recipe, work.id, progress)
         await work.step("keep", percent=95)
         image = await self._library.add_built(args.project, args.name, made)
