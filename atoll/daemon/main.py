@@ -22,6 +22,7 @@ from atoll.daemon import config as configuration
 from atoll.daemon import identity, log
 from atoll.daemon.compose import Atoll, boot_done, compose
 from atoll.daemon.config import Config
+from atoll.daemon.notify import notify
 from atoll.daemon.paths import Paths
 from atoll.instance.engine import Observed
 from atoll.operation.runner import Hook, nothing
@@ -85,10 +86,12 @@ async def run(paths: Paths, config: Config, hook: Hook = nothing) -> None:
             tls=tls.ensure(paths.tls),
         )
         held.push_async_callback(serving.close)
+        notify("READY=1")
         logger.info("atoll %s serves %s and %s", __version__, paths.socket, serving.address)
         work = [asyncio.create_task(_recover(atoll, found)), asyncio.create_task(_trim(atoll))]
         try:
             await stop.wait()
+            notify("STOPPING=1")
         finally:
             for task in work:
                 task.cancel()
