@@ -1,21 +1,28 @@
-"""A daemon that dies by SIGKILL at a chosen moment: `--crash instance.launch/disk/journalled`."""
+"""A daemon that dies by SIGKILL at a chosen moment.
 
+The file named by ATOLL_TEST_CRASH says which, as `instance.launch/disk/journalled`; it is read at every moment,
+so that one running daemon can be told the next. Absent or empty: it lives.
+"""
+
+import contextlib
 import os
 import signal
 import sys
+from pathlib import Path
 
 from atoll.daemon.main import main
 
+VARIABLE = "ATOLL_TEST_CRASH"
 
-def crash_at(wanted: str) -> None:
-    def hook(verb: str, step: str, moment: str) -> None:
-        if f"{verb}/{step}/{moment}" == wanted:
-            os.kill(os.getpid(), signal.SIGKILL)
 
-    at = sys.argv.index("--crash")
-    del sys.argv[at : at + 2]
-    main(sys.argv[1:], hook=hook)
+def crash(verb: str, step: str, moment: str) -> None:
+    wanted = ""
+    with contextlib.suppress(FileNotFoundError):
+        wanted = Path(os.environ[VARIABLE]).read_text()
+    if wanted == f"{verb}/{step}/{moment}":
+        os.unlink(os.environ[VARIABLE])
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    crash_at(sys.argv[sys.argv.index("--crash") + 1])
+    main(sys.argv[1:], hook=crash)

@@ -1,7 +1,5 @@
 """What the `dir` pool promises beyond the contract: crashes, vanished disks, full disks, moved directories."""
 
-# ruff: noqa: ASYNC240 - nothing else runs on these loops
-
 import asyncio
 import os
 import shutil

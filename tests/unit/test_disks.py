@@ -1,7 +1,5 @@
 """The door to qemu-img, on real images."""
 
-# ruff: noqa: ASYNC240 - nothing else runs on these loops
-
 import os
 from pathlib import Path
 

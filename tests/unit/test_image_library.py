@@ -1,7 +1,5 @@
 """The library: from a build's files to what a thin clone stands on, and back to nothing."""
 
-# ruff: noqa: ASYNC240 - nothing else runs on these loops
-
 import asyncio
 from pathlib import Path
 

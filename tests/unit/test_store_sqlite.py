@@ -1,7 +1,5 @@
 """What is SqliteStore's own: its file, its lock, full disks, crashes, reopening."""
 
-# ruff: noqa: ASYNC220, ASYNC240 - nothing else runs on these loops
-
 import asyncio
 import contextlib
 import os

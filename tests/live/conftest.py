@@ -1,0 +1,36 @@
+"""Daemons for live tests: one prepared state directory a session, one daemon for whatever changes little."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kit.daemon import Daemon, daemon, make_base
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state directory with the image tiny, to begin others as a copy of."""
+    assert os.geteuid() == 0, "live tests make network namespaces and control groups: run them as root"
+    for tool in ("ip", "nft", "dnsmasq", "qemu-system-x86_64", "qemu-img", "nsenter", "setpriv"):
+        assert shutil.which(tool), f"live tests need {tool}: make setup"
+    state = tmp_path_factory.mktemp("base")
+    make_base(state)
+    return state
+
+
+@pytest.fixture
+def fresh(base: Path) -> Iterator[Daemon]:
+    """A daemon of this test alone, not started."""
+    with daemon(base) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def atoll(base: Path) -> Iterator[Daemon]:
+    """A running daemon shared by tests that leave it as it was."""
+    with daemon(base) as made:
+        made.start()
+        yield made
