@@ -25,10 +25,10 @@ class Events:
         """Events after the one with id `since` ("0": all that are kept; None: from now on), without end.
 
         `kinds`: whole ("instance.started") or a noun with its dot ("instance."). A broken connection is taken up
-        again at the last id for `patience` seconds; after that Unreachable. Raises Compacted where the daemon no
-        longer has what follows `since`.
+        again at the last id for `patience` seconds; after that, and where nobody answers to begin with,
+        Unreachable. Raises Compacted where the daemon no longer has what follows `since`.
         """
-        last, failing, attempt = since, clock.monotonic(), 0
+        last, failing, attempt, heard = since, clock.monotonic(), 0, False
         while True:
             try:
                 async for news in self._stream(last, kinds, project):
@@ -37,9 +37,9 @@ class Events:
                     else:
                         last = news.id or last
                         yield news
-                    failing, attempt = clock.monotonic(), 0
+                    failing, attempt, heard = clock.monotonic(), 0, True
             except (Unreachable, Cut):
-                if clock.monotonic() - failing > patience:
+                if not heard or clock.monotonic() - failing > patience:
                     raise
             await pause(attempt)
             attempt += 1

@@ -30,7 +30,9 @@ def fresh(base: Path) -> Iterator[Daemon]:
 
 @pytest.fixture(scope="session")
 def atoll(base: Path) -> Iterator[Daemon]:
-    """A running daemon shared by tests that leave it as it was."""
+    """A running daemon shared by tests that leave it as it was. Its network is up: that stays while it runs."""
     with daemon(base) as made:
         made.start()
+        made.launch("first")
+        made.delete("first")
         yield made

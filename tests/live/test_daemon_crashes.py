@@ -161,7 +161,7 @@ IMAGE_CASES = (
     Case(Build, "absent", "other", "POST", IMAGES, {"recipe": "tiny", "name": "other"}),
     Case(RenameImage, "other", "third", "POST", f"{IMAGES}/other/rename", {"to": "third"}),
     Case(DeleteImage, "other", "absent", "DELETE", f"{IMAGES}/other"),
-    Case(PruneImages, "other", "other", "DELETE", IMAGES),
+    Case(PruneImages, "other", "other", "DELETE", f"{IMAGES}?unused=true"),
 )
 IMAGE_TABLE = [
     pytest.param(case, *at, id="-".join((case.verb.name, *at))) for case in IMAGE_CASES for at in moments(case.verb)

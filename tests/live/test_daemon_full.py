@@ -41,8 +41,9 @@ def room(atoll: Daemon) -> int:
 def fill(atoll: Daemon, left: int) -> Path:
     """Take all room but `left` bytes; removing the returned file gives it back."""
     ballast = atoll.state / "ballast"
-    with ballast.open("ab") as file:
-        os.posix_fallocate(file.fileno(), file.tell(), room(atoll) - left)
+    if (more := room(atoll) - left) > 0:
+        with ballast.open("ab") as file:
+            os.posix_fallocate(file.fileno(), file.tell(), more)
     return ballast
 
 

@@ -89,7 +89,7 @@ def test_up_starts_it_in_the_background_and_down_ends_it(fresh: Daemon) -> None:
 
 def test_a_guest_killed_from_outside_is_recorded_at_once(atoll: Daemon) -> None:
     atoll.launch("web")
-    atoll.ready("web")
+    until(lambda: "login" in atoll.atoll("log", "web").out, "its console has something to tell", 60)
     os.kill(atoll.pid_of("web"), signal.SIGKILL)
     killed = time.monotonic()
     until(lambda: atoll.state_of("web") == "stopped", "it is recorded", 10)
@@ -172,6 +172,7 @@ def test_always_means_always_also_with_the_daemon_down(atoll: Daemon) -> None:
     atoll.kill()  # while the restart waits for its back-off
     atoll.start()
     until(lambda: atoll.show("web")["status"]["generation"] == 4, "and that it owed", 30)
+    atoll.until_state("web", "running")
 
 
 def test_down_with_guests_shuts_them_down_and_a_reboot_starts_them_in_order(atoll: Daemon) -> None:

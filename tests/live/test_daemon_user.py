@@ -1,6 +1,7 @@
 """An ordinary user's Atoll: nothing of root's is needed, and what is not to be had is said."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,17 +10,23 @@ from pathlib import Path
 import pytest
 
 from tests.kit.daemon import Daemon, daemon
+from tests.kit.images import cache
 
 NOBODY = 61_234
 """An unprivileged uid that nobody has."""
 
 
-@pytest.fixture
-def atoll(base: Path, tmp_path: Path) -> Iterator[Daemon]:
-    with daemon(base, user=NOBODY) as made:
-        made.env["ATOLL_CACHE"] = str(made.state / "cache")
+@pytest.fixture(scope="module")
+def atoll(base: Path) -> Iterator[Daemon]:  # noqa: ARG001 - with it the downloads are there
+    """It builds its image itself, from downloads that are there already."""
+    with daemon(user=NOBODY) as made:
+        own = made.state / "cache"
+        made.env["ATOLL_CACHE"] = str(own)
+        shutil.copytree(cache() / "debs", own)
+        subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", str(made.state)], check=True)
         check_reachable(made)
         made.start()
+        made.atoll("image", "build", "tiny", timeout=600)
         yield made
 
 

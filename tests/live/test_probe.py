@@ -37,11 +37,11 @@ def guests() -> list[str]:
     found = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = entry.read_text().rsplit(")", 1)[1].split()
+            name, fields = (part.split() for part in entry.read_text().rsplit(")", 1))
             line = entry.with_name("cmdline").read_bytes()
         except OSError:
             continue
-        if int(fields[1]) == os.getpid() and (b"initramfs" in line or fields[0] == "Z"):
+        if int(fields[1]) == os.getpid() and (b"initramfs" in line or ("qemu" in name[1] and fields[0] == "Z")):
             found.append(f"{entry.parent.name} {fields[0]}")
     return found
 

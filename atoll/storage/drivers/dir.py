@@ -209,7 +209,8 @@ class DirPool:
         left = space.f_bavail * space.f_frsize
         if left < self._reserve:
             raise Exhausted(
-                f"pool {self.name} has {show_size(left)} left, less than its reserve of {show_size(self._reserve)}",
+                f"no space in pool {self.name}: {show_size(left)} left, less than its reserve"
+                f" of {show_size(self._reserve)}",
                 hint="make room on its disk, or choose another pool",
             )
 
