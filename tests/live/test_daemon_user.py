@@ -17,7 +17,7 @@ NOBODY = 61_234
 
 
 @pytest.fixture(scope="module")
-def atoll(base: Path) -> Iterator[Daemon]:  # noqa: ARG001 - with it the downloads are there
+def atoll(base: Path) -> Iterator[Daemon]:
     """It builds its image itself, from downloads that are there already."""
     with daemon(user=NOBODY) as made:
         own = made.state / "cache"
