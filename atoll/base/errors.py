@@ -100,3 +100,23 @@ class Bug(AtollError):
 
 BY_CODE: dict[str, type[AtollError]] = {kind.code: kind for kind in AtollError.__subclasses__()}
 """Every leaf by its code, for a client that turns a problem+json body back into an error."""
+
+EXIT = {
+    "error": 1,
+    "broken": 1,
+    "invalid": 2,
+    "unreachable": 3,
+    "absent": 4,
+    "exists": 5,
+    "refused": 6,
+    "conflict": 7,
+    "compacted": 8,
+    "exhausted": 9,
+    "lacking": 10,
+    "denied": 11,
+    "unauthenticated": 12,
+    "cancelled": 13,
+    "interrupted": 14,
+    "bug": 70,
+}
+"""Exit codes of our programs by error code; every leaf has one."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from atoll.base.errors import AtollError, Broken, Denied, Invalid, Unreachable
+from atoll.base.errors import BY_CODE, EXIT, AtollError, Broken, Denied, Invalid, Unreachable
 from atoll.base.units import MiB, parse_duration, show_duration
 from atoll.cli import output, process, several
 from atoll.cli.commands import command
@@ -157,12 +157,17 @@ def _another_starts(settings: Settings) -> bool:
 
 
 def _died(settings: Settings, code: int, earlier: int) -> AtollError:
-    how = f"with exit code {code}" if code >= 0 else f"by signal {-code}"
+    """What it said itself, where it did; else its last words and how it ended."""
     with open(_log(settings), "rb") as file:
         file.seek(max(earlier, os.path.getsize(_log(settings)) - 4096))
         lines = file.read().decode(errors="replace").splitlines()[-10:]
+    said = {name: text for name, _, text in (line.partition(": ") for line in lines)}
+    kind = next((BY_CODE[name] for name, number in EXIT.items() if number == code and name in BY_CODE), None)
+    if kind is not None and "error" in said:
+        return kind(said["error"], hint=said.get("hint", ""))
     for line in lines:
         click.echo(f"  {plain(line)}", err=True)
+    how = f"with exit code {code}" if code >= 0 else f"by signal {-code}"
     hint = f"its last words are above; more may be in {_own(settings)}"
     return Broken(f"the daemon ended at its start {how}", hint=hint)
 

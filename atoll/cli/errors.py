@@ -7,27 +7,7 @@ import traceback
 import click
 import msgspec
 
-from atoll.base.errors import AtollError, Bug, Cancelled, Unreachable
-
-EXIT = {
-    "error": 1,
-    "broken": 1,
-    "invalid": 2,
-    "unreachable": 3,
-    "absent": 4,
-    "exists": 5,
-    "refused": 6,
-    "conflict": 7,
-    "compacted": 8,
-    "exhausted": 9,
-    "lacking": 10,
-    "denied": 11,
-    "unauthenticated": 12,
-    "cancelled": 13,
-    "interrupted": 14,
-    "bug": 70,
-}
-"""Exit codes by error code; every leaf of atoll.base.errors has one."""
+from atoll.base.errors import EXIT, AtollError, Bug, Cancelled, Unreachable
 
 USAGE = 2
 CTRL_C = 130

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ADDRESS_TIME = 15.0
 """Seconds that a guest whose agent answers may take to have the addresses planned for it."""
+LONGEST_WAIT = 3600.0
 ELSEWHERE = {
     "image": "it is the first argument: atoll launch IMAGE",
     "name": "it is the second argument: atoll launch IMAGE NAME",
@@ -65,7 +66,7 @@ def launch(ctx: click.Context, /, image: str, name: str, **options: Any) -> None
     """Create an instance from IMAGE and start it. Without NAME it gets one.
 
     Returns once the agent in it answers. An IMAGE that is not there but can be built (`atoll image recipes`) is
-    built first. Ctrl-C takes back what was begun.
+    built first. Ctrl-C takes back what was begun; once the instance runs, it only ends the wait for its agent.
 
     Settings for --set are the keys of `atoll show NAME -o json` under instance.spec, with dots: restart=no,
     on-failure or always; limits.cpu=1.5; limits.cpu_weight=200; autostart.order=5; autostart.delay=10s;
@@ -76,6 +77,8 @@ def launch(ctx: click.Context, /, image: str, name: str, **options: Any) -> None
         check_label(name, what="name of an instance")
     spec = spec_of(image, options)
     patience = parse_duration(options["ready_timeout"], field="--ready-timeout")
+    if patience > LONGEST_WAIT:
+        raise Invalid("an hour is the longest wait for an agent", hint="--no-wait", field="--ready-timeout")
     start, wait = not options["no_start"], not options["no_wait"]
     view = run(settings, lambda client: _launch(client, settings, spec, name, start, wait, patience))
     if view is not None:

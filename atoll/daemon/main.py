@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import msgspec
 import uvloop
@@ -16,7 +17,7 @@ from atoll import __version__
 from atoll.api import tls
 from atoll.api.app import build
 from atoll.api.server import serve
-from atoll.base.errors import AtollError, Invalid
+from atoll.base.errors import EXIT, AtollError, Denied, Invalid
 from atoll.base.ids import InstanceId
 from atoll.daemon import config as configuration
 from atoll.daemon import identity, log
@@ -24,6 +25,7 @@ from atoll.daemon.compose import Atoll, boot_done, compose
 from atoll.daemon.config import Config
 from atoll.daemon.notify import notify
 from atoll.daemon.paths import Paths
+from atoll.host import files
 from atoll.instance.engine import Observed
 from atoll.operation.runner import Hook, nothing
 
@@ -125,17 +127,26 @@ async def _trim(atoll: Atoll) -> None:
 
 def main(argv: Sequence[str] | None = None, hook: Hook = nothing) -> None:
     options = arguments(argv)
+    paths = Paths.of(options.state, options.cache)
     try:
-        paths = Paths.of(options.state, options.cache)
         os.umask(0o022)  # dnsmasq, unprivileged, reads what networks write; the state directory itself is private
         paths.make()
         held = identity.lock(paths.state)
         config = settings(paths, options)
+        if config.listen.group:
+            paths.admit(config.listen.group)
         log.set_up(paths.log, config.log)
         uvloop.run(run(paths, config, hook))
         os.close(held)
     except AtollError as error:
-        hint = f"\nhint: {error.hint}" if error.hint else ""
-        sys.exit(f"atoll daemon: {error.message}{hint}")
+        _fail(error)
     except PermissionError as error:
-        sys.exit(f"atoll daemon: {error.filename} may not be used by you\nhint: be root, or give another --state")
+        _fail(Denied(f"{error.filename} may not be used by you", hint="be root, or give another --state"))
+    except OSError as error:
+        _fail(files.translate(error, f"use {error.filename or paths.state}"))
+
+
+def _fail(error: AtollError) -> NoReturn:
+    """`atoll up` reads these lines and the code."""
+    sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+    sys.exit(EXIT[error.code])

@@ -1,8 +1,11 @@
 """Where a daemon keeps what: everything below its state directory, downloads in a cache that may be shared."""
 
+import grp
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from atoll.base.errors import Invalid
 
 
 def default_state() -> Path:
@@ -34,6 +37,14 @@ class Paths:
         for sub in (self.run, self.images, self.pools):
             sub.mkdir(mode=0o700, exist_ok=True)
         self.cache.mkdir(mode=0o755, parents=True, exist_ok=True)
+
+    def admit(self, group: str) -> None:
+        """Let a group's members pass to the socket; what lies beside it stays unreadable. Raises Invalid."""
+        try:
+            os.chown(self.state, -1, grp.getgrnam(group).gr_gid)
+        except KeyError as error:
+            raise Invalid(f"there is no group {group}", hint=f"groupadd {group}", field="listen.group") from error
+        self.state.chmod(0o710)
 
     @property
     def run(self) -> Path:

@@ -5,7 +5,7 @@ from atoll.base.ids import InstanceId
 from atoll.store.api import ABSENT, Key, Store, Txn, read_all
 
 PREFIX = "/uids/"
-COUNT = 65536
+COUNT = 8192
 
 
 def base_of(tag: str) -> int:
@@ -13,7 +13,7 @@ def base_of(tag: str) -> int:
 
     1.9 to 2.1 thousand million: above what login tools, containers and systemd's DynamicUser hand out.
     """
-    return 1_900_000_000 + int(tag, 16) % 3000 * COUNT
+    return 1_900_000_000 + int(tag, 16) % 30000 * COUNT
 
 
 class Uids:
