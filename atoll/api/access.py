@@ -49,8 +49,6 @@ def actor_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Actor:
 
 async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     action: str = handler.opt["action"]
-    if handler.opt.get("open"):
-        return
     params = connection.path_params
     subject = Subject(action.partition(".")[0], params.get("project", ""), params.get("name", ""))
     may(actor_of(connection), action, subject)

@@ -20,7 +20,6 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Receive, Send], Awaitable[None]]
 PEER = "peer_uid"
 """In an ASGI scope's state: the uid at the other end of the unix socket, put there by our protocol class only."""
-OPEN = frozenset({"/v1/health"})
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -40,7 +39,7 @@ class Door:
         request_id = given.decode() if _ID.fullmatch(given) else new_time_id()
         state = scope.setdefault("state", {})
         try:
-            actor = await self._actor(state, headers, scope["path"])
+            actor = await self._actor(state, headers)
             if scope["type"] == "websocket" and PEER not in state:
                 _same_origin(headers)
         except AtollError as error:
@@ -56,7 +55,7 @@ class Door:
 
         await self._app(scope, receive, send_with_id)
 
-    async def _actor(self, state: dict[str, Any], headers: dict[bytes, bytes], path: str) -> Actor | None:
+    async def _actor(self, state: dict[str, Any], headers: dict[bytes, bytes]) -> Actor:
         if (uid := state.get(PEER)) is not None:
             return Actor("uid", str(uid))
         scheme, _, secret = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
@@ -65,8 +64,6 @@ class Door:
             name = await self._tokens.owner(secret)
             if name is not None:
                 return Actor("token", name)
-        if path in OPEN:
-            return None
         why = "this token is not valid" if secret else "who are you? this needs a token"
         raise Unauthenticated(why, hint="make one on the host: atoll token create NAME")
 

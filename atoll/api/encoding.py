@@ -61,6 +61,8 @@ class _PiecesSent(ASGIResponse):
 
 
 def list_tag(views: Sequence[InstanceView]) -> str:
-    """Changes whenever any row does: a change raises the greatest revision, a removal lowers the count."""
-    latest = max((max(view.revision, view.status_revision) for view in views), default=0)
-    return f'"{latest}-{len(views)}"'
+    """Changes whenever any row does: a change raises a greatest revision (of definitions, of statuses: one commit
+    may write both, and a reader have seen one of them yet), a removal lowers the count."""
+    defined = max((view.revision for view in views), default=0)
+    seen = max((view.status_revision for view in views), default=0)
+    return f'"{defined}-{seen}-{len(views)}"'

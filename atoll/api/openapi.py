@@ -79,8 +79,6 @@ def _operation(route: Route, schemas: "_Schemas") -> Schema:
     }
     if parameters:
         described["parameters"] = parameters
-    if route.open:
-        described["security"] = []
     if route.takes:
         described["requestBody"] = {"required": True, "content": {route.takes: {"schema": {}}}}
     elif route.body is not None:
@@ -105,7 +103,7 @@ def _responses(route: Route, schemas: "_Schemas") -> Schema:
     if "If-None-Match" in route.headers:
         found["304"] = {"description": "unchanged"}
     problem = {"$ref": "#/components/responses/Problem"}
-    statuses = {400} | (set() if route.open else {401, 403}) | ({404} if "{" in route.path else set())
+    statuses = {400} | {401, 403} | ({404} if "{" in route.path else set())
     statuses |= {413, 415} if route.body is not None else set()
     statuses |= {412} if "If-Match" in route.headers else set()
     return found | {str(status): problem for status in sorted(statuses)} | {"default": problem}

@@ -28,6 +28,7 @@ from atoll.operation import runner
 from atoll.operation.model import Operation, Subject
 
 Reply = Response[bytes] | Stream
+Check = Callable[[], Awaitable[None]]
 ReadRequest = Request[Any, Any, Any]
 JSON = "application/json"
 BYTES = "application/octet-stream"
@@ -68,15 +69,30 @@ class Call:
         who = caller(self.request.scope)
         return runner.Request(actor=actor_of(self.request), id=who.request_id, idempotency_key=key or "")
 
-    async def submit(self, verb: str, args: msgspec.Struct, name: str | None = None) -> Reply:
-        """Begin a change of the thing that the path names: 202, and where to ask for its outcome."""
+    async def submit(
+        self, verb: str, args: msgspec.Struct, name: str | None = None, *, first: Check | None = None
+    ) -> Reply:
+        """Begin a change of the thing that the path names: 202, and where to ask for its outcome.
+
+        `first` may still refuse it; not where the same request was accepted before.
+        """
         kind = verb.partition(".")[0]
         subject = Subject(kind, self.project, self.name if name is None else name)
-        asked = b"\0".join(
-            (self.request.method.encode(), self.request.url.path.encode(), await self.request.body())
-        )
-        by = msgspec.structs.replace(self.by, fingerprint=hashlib.sha256(asked).hexdigest())
-        return accepted(await self.services.operations.submit(verb, args, subject, by))
+        by = await self.keyed()
+        operations = self.services.operations
+        if first is not None:
+            former = await operations.book.former(by.actor, by.idempotency_key, by.fingerprint)
+            if former is not None:
+                return accepted(former)
+            await first()
+        return accepted(await operations.submit(verb, args, subject, by))
+
+    async def keyed(self) -> runner.Request:
+        """As `by`, with what tells the same request sent twice from another one under the same key."""
+        scope, match = self.request.scope, self.request.headers.get("if-match", "")
+        asked = (self.request.method.encode(), scope["path"].encode(), scope["query_string"], match.encode())
+        digest = hashlib.sha256(b"\0".join((*asked, await self.request.body())))
+        return msgspec.structs.replace(self.by, fingerprint=digest.hexdigest())
 
 
 def answer(value: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Reply:
@@ -107,7 +123,7 @@ Handler = Callable[..., Awaitable[Reply]]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """`answer`: what a success carries (None: nothing), as `media`. `headers`: of the request, by name, described.
-    `takes`: media type of a body that is not JSON. `open`: without a token. `max_body`: bytes, None: its own bound.
+    `takes`: media type of a body that is not JSON. `max_body`: bytes, None: its own bound.
     """
 
     method: str
@@ -121,7 +137,6 @@ class Route:
     media: str
     takes: str
     headers: dict[str, str]
-    open: bool
 
     def bind(self, services: Services) -> HTTPRouteHandler:
         """As Litestar wants it: a handler of the bare request, so that nothing of it is validated twice."""
@@ -144,7 +159,7 @@ class Route:
             litestar_path(self.path),
             http_method=cast(Any, self.method),
             guards=[guard],
-            opt={"action": self.action, "open": self.open},
+            opt={"action": self.action},
             status_code=200,  # of the declaration only: every reply has its own
             include_in_schema=False,
             **cast(Any, sized),
@@ -169,7 +184,6 @@ class Routes(list[Route]):
         media: str = JSON,
         takes: str = "",
         headers: dict[str, str] | None = None,
-        open: bool = False,
     ) -> Callable[[Handler], Handler]:
         def declare(handler: Handler) -> Handler:
             hints = get_type_hints(handler)
@@ -186,7 +200,6 @@ class Routes(list[Route]):
                 media=media,
                 takes=takes,
                 headers=headers or {},
-                open=open,
             )
             self.append(route)
             return handler

@@ -48,7 +48,7 @@ AUDIT = [
 @click.argument("name", required=False, default="", shell_complete=instances)
 @click.option("--kind", default="", metavar="NOUN", help="Only of instances, images, ...: a noun in the singular.")
 @click.option(
-    "-n", "--limit", default=50, show_default=True, type=click.IntRange(1, 10_000), help="How many at most."
+    "-n", "--limit", default=50, show_default=True, type=click.IntRange(1, 1000), help="How many at most."
 )
 @click.pass_context
 def history(ctx: click.Context, name: str, kind: str, limit: int) -> None:

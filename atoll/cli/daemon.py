@@ -1,5 +1,6 @@
 """`atoll up`, `atoll down`, `atoll daemon`."""
 
+import asyncio
 import contextlib
 import dataclasses
 import os
@@ -219,18 +220,19 @@ async def _stop_guests(settings: Settings, client: "Client", grace: float) -> No
 
     if settings.output != "table":  # one result is printed, and it is not these operations
         settings = dataclasses.replace(settings, output="table", quiet=True)
-    views = await client.instances.list(states=[State.RUNNING, State.PAUSED], everywhere=True)
-    projects = {f"{view.project}/{view.name}": (view.project, view.name) for view in views}
+    projects: dict[str, tuple[str, str]] = {}
+    end = time.monotonic() + grace
 
     async def stop(where: str) -> "Operation":
         project, name = projects[where]
         return await client.within(project).instances.stop(name, grace=grace, keep_wanted=True)
 
-    await several.each(
-        client,
-        settings,
-        list(projects),
-        stop,
-        doing="stopping",
-        done="stopped",
-    )
+    coming = [State.CREATING, State.STARTING, State.STOPPING]
+    while True:  # who is just being started is stopped as soon as it runs
+        views = await client.instances.list(states=[State.RUNNING, State.PAUSED], everywhere=True)
+        projects = {f"{view.project}/{view.name}": (view.project, view.name) for view in views}
+        if projects:
+            await several.each(client, settings, list(projects), stop, doing="stopping", done="stopped")
+        elif not await client.instances.list(states=coming, everywhere=True) or time.monotonic() > end:
+            return
+        await asyncio.sleep(0.1)

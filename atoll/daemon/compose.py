@@ -135,6 +135,7 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
             tokens=TokenBook(shared),
             host=HostView(paths.state, probe),
             memory=memory,
+            ready=lambda: operations.settled,
             recipes=tuple(RecipeView(name=name, description=about(recipe)) for name, recipe in RECIPES.items()),
         )
         yield Atoll(services, local, keeper, engine, probe, library, realised, rebooted)

@@ -112,8 +112,7 @@ async def _recover(atoll: Atoll, found: Mapping[InstanceId, Observed]) -> None:
         starting = await atoll.keeper.reconcile(found, rebooted=atoll.rebooted)
     except Exception:
         logger.exception("recovery failed")
-    finally:
-        operations.go()
+    operations.go()  # not where the daemon is being ended: who waits is told so
     if starting is not None:
         await starting
         await boot_done(atoll.local)

@@ -139,6 +139,10 @@ class Cgroups:
         self.remove_all()
         return True
 
+    async def oom_kills(self, name: str) -> int:
+        """How often the kernel killed in it for want of memory, also where its last process just ended."""
+        return self.usage(name).oom_kills
+
     def usage(self, name: str) -> Usage:
         """What it has used; zeros where it is absent."""
         if self._v2:

@@ -10,10 +10,12 @@ import os
 from pathlib import Path
 
 from atoll.base.clock import monotonic
+from atoll.base.errors import AtollError
 from atoll.host.cgroups import CONTROLLERS, Bounds, Cgroups
 from atoll.host.probe.cgroups import parse_mountinfo
 from atoll.host.run import run
 
+GUESTS_UNIT = "atoll-guests.service"
 _SLICE = "system.slice"
 _GONE_IN = 5.0  # seconds for systemd to remove a scope whose last process ended
 
@@ -42,7 +44,17 @@ class Scopes(Cgroups):
 
     def enter(self, name: str, bounds: Bounds) -> list[str]:
         settings = [word for setting in properties(bounds) for word in ("-p", setting)]
-        return ["systemd-run", "--scope", "--quiet", "--collect", f"--unit={self.folder(name)}", *settings, "--"]
+        last = ["-p", f"Before={GUESTS_UNIT}"]  # what starts before it ends after it: it stops guests cleanly
+        return ["systemd-run", "--scope", "--quiet", f"--unit={self.folder(name)}", *last, *settings, "--"]
+
+    async def oom_kills(self, name: str) -> int:
+        """The group goes with its last process: then systemd knows how that ended."""
+        if kills := await super().oom_kills(name):
+            return kills
+        with contextlib.suppress(AtollError):
+            said = await run(["systemctl", "show", "--property=Result", "--value", self.folder(name)], timeout=5)
+            return int(said.text.strip() == "oom-kill")
+        return 0
 
     async def change(self, name: str, bounds: Bounds) -> None:
         await run(["systemctl", "set-property", "--runtime", self.folder(name), *properties(bounds)])
@@ -52,12 +64,13 @@ class Scopes(Cgroups):
         return {name[len(start) : -len(end)] for name in super().names() if name.startswith(start)}
 
     async def remove(self, name: str) -> bool:
-        """systemd does it by itself once it is empty."""
+        """systemd does it by itself once it is empty, and remembers one that failed until told to forget it."""
         until = monotonic() + _GONE_IN
         while name in self.names():
             if monotonic() > until:
                 return False
             await asyncio.sleep(0.02)
+        await run(["systemctl", "reset-failed", self.folder(name)], check=False)
         return True
 
     def remove_all(self) -> None:

@@ -14,11 +14,13 @@ from atoll.instance.model import BootPlan, Disk, Exit, Hardware, Kind, Limits, N
 
 
 class EngineTraits(msgspec.Struct, frozen=True):
-    """What callers may rely on. `exec_terminal`: whether exec can give the program a terminal."""
+    """What callers may rely on. `exec_terminal`: whether exec can give the program a terminal.
+    `limits`: whether this user may bound what a guest takes of the host."""
 
     hot_cpus: bool = False
     hot_memory: bool = False
     pauses: bool = False
+    limits: bool = False
     exec_terminal: bool = False
 
 

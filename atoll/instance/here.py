@@ -15,7 +15,7 @@ from atoll.base.ids import Bytes, HostId
 from atoll.instance.admission import HOLDING, HostMemory, admit
 from atoll.instance.book import InstanceBook, InstanceView, definition, status
 from atoll.instance.engine import Engine
-from atoll.instance.model import MAY_FOLLOW, BootPlan, Instance, InstanceStatus, Kind, Power, State
+from atoll.instance.model import MAY_FOLLOW, BootPlan, Instance, InstanceStatus, Kind, Limits, Power, State
 from atoll.instance.supplies import Supplies
 from atoll.instance.uids import Uids
 from atoll.operation.events import Events
@@ -53,6 +53,15 @@ class Here:
             return self.engines[view.instance.spec.kind]
         except KeyError as error:
             raise Lacking(f"this host runs no {view.instance.spec.kind}") from error
+
+    def check_limits(self, kind: Kind, limits: Limits) -> None:
+        """Raises Lacking where limits are asked for that nothing here would keep."""
+        if limits != Limits() and not self.engines[kind].traits.limits:
+            raise Lacking(
+                "limits need control groups, and this user may make no control group",
+                hint="run the daemon as root",
+                field="limits",
+            )
 
     async def owner(self, view: InstanceView) -> int | None:
         """The unprivileged uid its guest runs as; None where the daemon has no right to change it."""
@@ -115,7 +124,7 @@ class Here:
     async def record_stopped(self, work: RunningWork, view: InstanceView) -> InstanceView:
         """After a stop: ports let go, the exit recorded."""
         seen = (await self.engine(view).observe()).get(view.id)
-        done = await self.ended(view, exit=seen.exit if seen else None, reason="") or view
+        done = await self.ended(view, exit=seen.exit if seen else None, reason="", held=True) or view
         work.changed(status(view.id), view.status_revision, done.status_revision)
         return done
 

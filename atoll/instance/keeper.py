@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 BACK_OFF = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Seconds before the 1st, 2nd, ... restart in a row; the last one from then on."""
+AGAIN = (1.0, 30.0)
+"""Seconds until news that could not be recorded is tried again: at first, and at most."""
 HEALTHY = 300.0
 """Seconds of running after which the next death counts as the first again."""
 LIVELY = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.MIGRATING})
@@ -52,6 +54,19 @@ class Keeper:
                 await self.record(event)
             except Exception:
                 log.exception("could not record %s of %s", event.seen.state, event.guest)
+                self._own(self._again(event), f"news of {event.guest}")
+
+    async def _again(self, event: GuestEvent) -> None:
+        """Until it is on record: what cannot be written on a full disk can be when there is room."""
+        delay = AGAIN[0]
+        while True:
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, AGAIN[1])
+            try:
+                await self.record(event)
+                return
+            except AtollError as error:
+                log.warning("%s of %s is still not on record: %s", event.seen.state, event.guest, error)
 
     async def record(self, event: GuestEvent, *, wait: bool = True) -> None:
         """One piece of news into the record, unless it is of an older generation or a verb is at it.
@@ -135,7 +150,10 @@ class Keeper:
         for engine in self._here.engines.values():
             found |= await engine.observe()
         views = [view for view in await self._here.book.all() if view.status.host == self._here.host]
+        busy = self._operations.busy()  # a verb that is still being finished keeps its own records
         for view in views:
+            if view.id in busy:
+                continue
             try:
                 await self._compare(view, found.get(view.id), rebooted)
             except Exception:
@@ -146,7 +164,7 @@ class Keeper:
                 await self._end_orphan(guest)
             except AtollError as error:
                 log.error("could not end guest %s: %s", guest, error)
-        await self._here.supplies.sweep(await self._here.book.all())
+        await self._here.supplies.sweep(await self._here.book.all(), busy=busy)
         return self._own(self._autostart(), "autostart") if rebooted else None
 
     async def _compare(self, view: InstanceView, seen: Observed | None, rebooted: bool) -> None:
@@ -162,7 +180,9 @@ class Keeper:
                 self._revive(now)
         elif view.status.state is State.CREATING:
             await self._here.seen(view.id, State.BROKEN, reason="its creation was never finished")
-        elif view.status.state is State.STOPPED and not rebooted:  # a restart that was due, or begun and taken back
+        elif view.status.state is State.STOPPED and not (
+            rebooted or view.status.held
+        ):  # a restart that was due, or begun and taken back
             self._revive(view)
 
     async def _found(self, view: InstanceView, seen: Observed) -> None:

@@ -173,7 +173,8 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What is so: written by the owning host only.
 
     `operation`: the one at work on it, which alone may move it on. `memory`: what its present generation was
-    promised, bytes. `restart_for`: settings that wait for the next start.
+    promised, bytes. `restart_for`: settings that wait for the next start. `held`: a stop ended it, so that no
+    restart policy starts it again.
     """
 
     host: HostId
@@ -186,6 +187,7 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
     memory: Bytes = Bytes(0)
     restart_for: tuple[str, ...] = ()
+    held: bool = False
 
     def moved(self, name: str, state: State) -> None:
         """Raises Refused where MAY_FOLLOW does not lead from the present state to `state`."""

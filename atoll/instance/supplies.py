@@ -3,7 +3,7 @@ instance floor meets those nouns' books and this host's drivers of them."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from atoll.base import clock
@@ -63,10 +63,12 @@ class Supplies:
     """Held while a network is brought up: two launches must not make one bridge twice."""
 
     async def find(self, project: str, spec: InstanceSpec) -> Sources:
-        """Raises Absent with what may have been meant."""
+        """Raises Absent with what may have been meant, and what a pool out of reach raises."""
+        pool = await self.storage.find(project, spec.root.pool)
+        await self.pools.capacity(pool.pool)  # one out of reach is found out before anything is claimed
         return Sources(
             await self.images.find(project, spec.image),
-            await self.storage.find(project, spec.root.pool),
+            pool,
             tuple([await self.networks.get(project, nic.network) for nic in spec.nics]),
         )
 
@@ -185,9 +187,12 @@ class Supplies:
 
         await commit_afresh(self.store, make)
 
-    async def sweep(self, views: Iterable[InstanceView]) -> None:
-        """Unplug ports that no running instance has: leavings of guests that ended while nobody looked."""
-        alive = [view for view in views if view.status.state in HOLDING]
+    async def sweep(self, views: Iterable[InstanceView], *, busy: Collection[str] = ()) -> None:
+        """Unplug ports that no running instance has: leavings of guests that ended while nobody looked.
+
+        `busy`: ids of instances at which an operation is; it sees to their ports.
+        """
+        alive = [view for view in views if view.status.state in HOLDING or view.id in busy]
         used = {nic.port for view in alive for nic in view.instance.hardware.nics}
         for network in await self.networks.all():
             try:

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 
+from atoll.base.errors import AtollError
 from atoll.instance.here import Here
+from atoll.instance.model import State
 from atoll.operation.verb import Undoer
 
 
@@ -12,8 +14,13 @@ def undoers(here: Here) -> dict[str, Undoer]:
 
     async def forget(args: Mapping[str, str]) -> None:
         view = await here.book.by_id(args["id"])
-        if view is not None:
-            await here.forget(view)
+        if view is None:
+            return
+        try:
+            await here.remove(view)  # whatever an undo before this one could not
+        except AtollError as error:
+            await here.seen(view.id, State.BROKEN, reason=f"its launch could not be taken back: {error.message}")
+            raise
 
     async def end_guest(args: Mapping[str, str]) -> None:
         view = await here.book.by_id(args["id"])

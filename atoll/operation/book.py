@@ -13,6 +13,8 @@ from atoll.store.api import ABSENT, MAX_OPERATIONS, Key, Store, Txn, read_all
 RECORDS = Key("/operations/")
 RUNNING = Key("/operations-running/")
 BY_SUBJECT = "/operations-of/"
+BY_ID = "/operations-of-id/"
+"""Names move, ids do not: the whole life of what bore a name is found by its id."""
 IDEMPOTENCY = "/idempotency/"
 KEY_LASTS = 24 * 3600.0
 """Seconds for which an idempotency key is remembered at least."""
@@ -33,6 +35,10 @@ def record(id: str) -> Key:
 
 def of_subject(subject: Subject) -> str:
     return f"{BY_SUBJECT}{subject.project or '-'}/{subject.kind}/{subject.name or '-'}/"
+
+
+def of_id(id: str) -> str:
+    return f"{BY_ID}{id.replace('/', '-')}/"
 
 
 class OperationBook:
@@ -81,6 +87,8 @@ class OperationBook:
         """Record the outcome. Its subject's name may have come with it: the index follows."""
         index = Key(of_subject(operation.subject) + operation.id.translate(_MIRROR))
         put = {record(operation.id): msgspec.json.encode(operation), index: b""}
+        if operation.subject.id:
+            put[Key(of_id(operation.subject.id) + operation.id.translate(_MIRROR))] = b""
         await self._store.commit(Txn(put=put, delete=frozenset({Key(RUNNING + operation.id)})))
 
     async def forget_keys(self, older: float = KEY_LASTS) -> None:
@@ -123,10 +131,20 @@ class OperationBook:
         return found[:limit]
 
     async def of(self, subject: Subject, *, limit: int = 100) -> list[Operation]:
-        """What was done to one named thing, the latest first."""
-        prefix = Key(of_subject(subject))
-        view = await self._store.read(prefix, limit=limit)
+        """What was done to all that ever bore that name, also under other names; the latest first."""
+        found = {operation.id: operation for operation in await self._indexed(of_subject(subject), limit)}
+        for id in {operation.subject.id for operation in found.values() if operation.subject.id}:
+            found |= {operation.id: operation for operation in await self._indexed(of_id(id), limit)}
+        return sorted(found.values(), key=lambda operation: operation.id, reverse=True)[:limit]
+
+    async def _indexed(self, prefix: str, limit: int) -> list[Operation]:
+        view = await self._store.read(Key(prefix), limit=limit)
         return [await self.get(key.removeprefix(prefix).translate(_MIRROR)) for key in view.entries]
+
+    async def former(self, actor: Actor, key: str, fingerprint: str) -> Operation | None:
+        """The operation that this idempotency key began. Raises Invalid where it was for another request."""
+        entry = await self._store.get(idempotency(actor, key)) if key else None
+        return await self._former(idempotency(actor, key), Claimed(OperationId(""), fingerprint)) if entry else None
 
 
 def idempotency(actor: Actor, key: str) -> Key:

@@ -5,6 +5,7 @@ from enum import StrEnum
 import msgspec
 
 from atoll.base.clock import Timestamp
+from atoll.base.errors import BY_CODE, AtollError, Bug
 from atoll.base.ids import HostId, OperationId
 
 
@@ -93,3 +94,11 @@ class News(msgspec.Struct, frozen=True, kw_only=True):
     at: Timestamp
     id: str = ""
     body: msgspec.Raw = msgspec.Raw(b"null")
+
+
+def as_problem(error: AtollError) -> Problem:
+    return Problem(error.code, error.message, error.hint, error.field)
+
+
+def as_error(problem: Problem) -> AtollError:
+    return BY_CODE.get(problem.code, Bug)(problem.message, hint=problem.hint, field=problem.field)

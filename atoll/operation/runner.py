@@ -2,24 +2,38 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 
 from atoll.base import clock
-from atoll.base.errors import BY_CODE, AtollError, Bug, Cancelled, Interrupted, Refused
+from atoll.base.errors import AtollError, Bug, Cancelled, Exists, Interrupted, Refused
 from atoll.base.ids import HostId, OperationId, new_time_id
 from atoll.operation.book import OperationBook
 from atoll.operation.events import Events
 from atoll.operation.journal import Journal, Note
-from atoll.operation.model import Actor, Operation, OperationStatus, Problem, Progress, StepDone, Subject
-from atoll.operation.verb import Recovery, Undoer, UndoStep, Verb
+from atoll.operation.model import (
+    Actor,
+    Operation,
+    OperationStatus,
+    Problem,
+    Progress,
+    StepDone,
+    Subject,
+    as_error,
+    as_problem,
+)
+from atoll.operation.verb import Recovery, Undoer, UndoStep, Unknown, Verb
 
 log = logging.getLogger(__name__)
 
 AGAIN = 1.0
 """Seconds until an outcome that could not be recorded (a full disk) is tried again."""
+
+PATIENCE = 3.0
+"""Seconds that new operations wait for one that a former daemon left and this one finishes."""
 
 Hook = Callable[[str, str, str], None]
 """Told (verb, step, moment) at "enter" (the former act is done), "journalled" (the coming act is not begun), and
@@ -87,17 +101,6 @@ class RunningWork:
         return self._verb.steps.get(steps[-1].name, Recovery.TAKE_BACK) if steps else Recovery.TAKE_BACK
 
 
-class Unknown(msgspec.Struct, frozen=True):
-    """A verb of another Atoll's: what it began can be taken back, no more."""
-
-    name: str
-    args: Any = None
-    steps: Mapping[str, Recovery] = {}
-
-    async def run(self, work: Any, args: Any) -> Any:  # noqa: ARG002
-        raise Refused(f"this Atoll knows no {self.name}")
-
-
 class Operations:
     def __init__(
         self,
@@ -124,6 +127,15 @@ class Operations:
 
     def go(self) -> None:
         self._settled.set()
+
+    @property
+    def settled(self) -> bool:
+        """Whether operations begin as they come."""
+        return self._settled.is_set()
+
+    def busy(self) -> frozenset[str]:
+        """Ids of what operations are at, where they are known."""
+        return frozenset(work.operation.subject.id for work in self._works.values() if work.operation.subject.id)
 
     def know(self, *verbs: Verb, undoers: Mapping[str, Undoer] | None = None) -> None:
         """Verbs it may run and acts that take back: given once, by the composition root."""
@@ -177,24 +189,34 @@ class Operations:
             raise as_error(operation.problem)
         return value
 
-    async def record(
-        self,
-        verb: str,
-        args: msgspec.Struct,
-        subject: Subject,
-        request: Request,
-        problem: Problem | None = None,
-        *,
-        began: clock.Timestamp | None = None,
-    ) -> Operation:
-        """Keep a change that a route carried out itself (exec, a file pushed), already ended: for the audit."""
+    @asynccontextmanager
+    async def audited(
+        self, verb: str, args: msgspec.Struct, subject: Subject, request: Request
+    ) -> AsyncIterator[None]:
+        """A change that a route carries out itself (exec, a token): on record before it begins, with its outcome
+        after it. Where the daemon ends in between, the next one records that.
+
+        Raises Exists where its idempotency key was used: what was answered then is not kept.
+        """
         asked = self._asked(verb, args, subject, request)
-        asked = msgspec.structs.replace(asked, created=began or asked.created)
-        status = OperationStatus.FAILED if problem else OperationStatus.DONE
-        ended = msgspec.structs.replace(asked, status=status, finished=clock.now(), problem=problem)
-        await self.book.close(ended)
-        self._announce(f"operation.{status}", ended)
-        return ended
+        opened = await self.book.open(asked, request.idempotency_key, request.fingerprint)
+        if opened.id != asked.id:
+            raise Exists(f"this was sent before: {verb} {opened.status}", hint=f"atoll operation show {opened.id}")
+        problem: Problem | None = as_problem(Interrupted(f"{verb} was given up by who asked for it"))
+        try:
+            yield
+            problem = None
+        except AtollError as error:
+            problem = as_problem(error)
+            raise
+        except Exception:
+            problem = as_problem(Bug("Atoll itself failed"))
+            raise
+        finally:
+            status = OperationStatus.FAILED if problem else OperationStatus.DONE
+            ended = msgspec.structs.replace(asked, status=status, finished=clock.now(), problem=problem)
+            await asyncio.shield(self.book.close(ended))
+            self._announce(f"operation.{status}", ended)
 
     async def wait(self, id: OperationId, timeout: float | None = None) -> Operation:
         """The operation once it ended, or as it stands at the deadline."""
@@ -239,7 +261,8 @@ class Operations:
         await asyncio.gather(*(work.task for work in late if work.task is not None), return_exceptions=True)
 
     async def recover(self) -> list[Operation]:
-        """After a start: finish or take back whatever a former daemon left in the middle. Returns the outcomes."""
+        """After a start: take back whatever a former daemon left in the middle, or finish it. Returns them: what
+        takes longer to finish than PATIENCE (a guest's grace, a download) goes on beside new operations."""
         journals = await self.journal.all()
         ours = {op.id: op for op in await self.book.running() if op.host == self._host and op.epoch < self._epoch}
         ended = await asyncio.gather(
@@ -266,7 +289,7 @@ class Operations:
             args = msgspec.json.decode(operation.request, type=verb.args)
             self._begin(work, args)
             assert work.task is not None
-            await asyncio.wait([work.task])
+            await asyncio.wait([work.task], timeout=PATIENCE)
             return work.operation
         log.info("taking back %s of %s", verb.name, operation.subject.name)
         left = await self._take_back(notes)
@@ -370,11 +393,3 @@ class Operations:
             "problem": operation.problem,
         }
         self.events.publish(kind, operation.subject, body)
-
-
-def as_problem(error: AtollError) -> Problem:
-    return Problem(error.code, error.message, error.hint, error.field)
-
-
-def as_error(problem: Problem) -> AtollError:
-    return BY_CODE.get(problem.code, Bug)(problem.message, hint=problem.hint, field=problem.field)

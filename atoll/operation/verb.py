@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from atoll.base.errors import Refused
 from atoll.base.ids import OperationId
 from atoll.operation.model import Operation
 
@@ -62,3 +63,14 @@ class Verb(Protocol):
     def args(self) -> Any: ...
 
     async def run(self, work: Any, args: Any) -> Any: ...
+
+
+class Unknown(msgspec.Struct, frozen=True):
+    """A verb of another Atoll's: what it began can be taken back, no more."""
+
+    name: str
+    args: Any = None
+    steps: Mapping[str, Recovery] = {}
+
+    async def run(self, work: Any, args: Any) -> Any:  # noqa: ARG002
+        raise Refused(f"this Atoll knows no {self.name}")

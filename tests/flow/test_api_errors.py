@@ -150,11 +150,10 @@ async def test_no_header_makes_anybody_a_local_user(kit: Kit) -> None:
     transport = httpx.ASGITransport(app=kit.app)
     headers = {"x-forwarded-for": "127.0.0.1", "peer_uid": "0", "authorization": "Basic cm9vdDo="}
     async with httpx.AsyncClient(transport=transport, base_url="http://atoll", headers=headers) as http:
-        for url in ("/v1", BASE, "/v1/nothing", "/v1/openapi.json"):
+        for url in ("/v1", BASE, "/v1/nothing", "/v1/openapi.json", "/v1/health"):
             response = await http.get(url)
             assert response.status_code == 401
             assert response.headers["www-authenticate"] == "Bearer"
-        assert (await http.get("/v1/health")).status_code == 200
 
 
 async def test_the_socket_is_ours_alone_and_replaces_only_the_dead(kit: Kit, tmp_path: Path) -> None:
@@ -215,3 +214,29 @@ def test_the_certificate_is_made_once(tmp_path: Path) -> None:
         tls.ensure(tmp_path / "tls")
     assert isinstance(caught.value, AtollError)
     assert "remove" in caught.value.hint
+
+
+async def test_a_repeated_change_is_the_same_operation_whatever_came_of_it(http: httpx.AsyncClient) -> None:
+    await done(http, await http.post(BASE, json={"name": "web", "spec": {"image": "tiny"}}))
+    tag = (await http.get(f"{BASE}/web")).headers["etag"]
+    keyed = {"If-Match": tag, "Idempotency-Key": "one"}
+    first = await http.patch(f"{BASE}/web", json={"description": "a"}, headers=keyed)
+    await done(http, first)
+    again = await http.patch(f"{BASE}/web", json={"description": "a"}, headers=keyed)
+    assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
+    stale = await http.patch(f"{BASE}/web", json={"description": "b"}, headers={"If-Match": tag})
+    assert stale.status_code == 412
+    kept = {"Idempotency-Key": "two"}
+    assert (await http.delete(f"{BASE}/web", headers=kept)).status_code == 202
+    other = await http.delete(f"{BASE}/web?force=true", headers=kept)
+    assert (other.status_code, other.json()["field"]) == (400, "Idempotency-Key")
+
+
+async def test_what_routes_do_themselves_is_on_record_before_it_is_done(http: httpx.AsyncClient) -> None:
+    made = await http.post("/v1/tokens", json={"name": "ci"}, headers={"Idempotency-Key": "t"})
+    assert made.status_code == 201
+    again = await http.post("/v1/tokens", json={"name": "ci"}, headers={"Idempotency-Key": "t"})
+    assert (again.status_code, again.json()["code"]) == (409, "exists")
+    assert "token.create" in again.json()["detail"]
+    listed = (await http.get("/v1/operations")).json()
+    assert [(each["verb"], each["status"]) for each in listed] == [("token.create", "done")]

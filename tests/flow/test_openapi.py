@@ -113,7 +113,7 @@ def test_every_struct_has_a_meaningful_description() -> None:
 
 
 async def test_every_route_asks_whether_it_may(kit: Kit) -> None:
-    """Each handler carries its action and the one guard; only health is open."""
+    """Each handler carries its action and the one guard."""
     from atoll.api.access import guard
 
     seen = 0
@@ -125,7 +125,6 @@ async def test_every_route_asks_whether_it_may(kit: Kit) -> None:
             seen += 1
             assert handler.opt.get("action"), handler
             assert guard in handler.resolve_guards(), handler
-            assert not handler.opt.get("open") or route.path == "/v1/health"
     assert seen == len(all_routes("x")) + len(WEBSOCKETS)
 
 

@@ -56,7 +56,7 @@ class FakeEngine(Faults):
     """`heeds`: whether guests shut down when asked. `calls`: the names of the calls made, in order."""
 
     kind = Kind.VM
-    traits = EngineTraits(hot_cpus=True, hot_memory=True, pauses=True)
+    traits = EngineTraits(hot_cpus=True, hot_memory=True, pauses=True, limits=True)
 
     def __init__(self, host: FakeHost | None = None, *, heeds: bool = True) -> None:
         super().__init__()

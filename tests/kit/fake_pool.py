@@ -63,6 +63,7 @@ class FakePool(Faults):
         return {id: Usage(spec.size, Bytes(MiB)) for id, spec in self.held.items()}
 
     async def capacity(self) -> Capacity:
+        self.maybe("capacity")
         used = len(self.held) * MiB
         return Capacity(Bytes(self.total), Bytes(used), Bytes(max(0, self.total - used)))
 

@@ -77,7 +77,8 @@ def test_a_full_disk_pauses_a_guest_which_goes_on_when_there_is_room(atoll: Daem
 
 
 def test_launches_without_room_are_refused_and_nothing_is_lost(atoll: Daemon) -> None:
-    atoll.launch("kept", start=False)
+    atoll.launch("kept")
+    atoll.act("kept", "stop", {"grace": 0})
     before = atoll.account()
     ballast = fill(atoll, 0)
     for attempt in range(3):

@@ -242,7 +242,7 @@ async def test_events_too_old_or_too_slow_are_said_so() -> None:
 
 
 def raise_of(operation: Operation) -> None:
-    from atoll.operation.runner import as_error
+    from atoll.operation.model import as_error
 
     assert operation.problem is not None
     raise as_error(operation.problem)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from atoll.base.errors import Lacking
 from atoll.host.probe import accel as module
-from atoll.host.probe.accel import Accel, accel, command, device_trouble, judge
+from atoll.host.probe.accel import Accel, accel, command, device_trouble, guest_group, judge
 from atoll.host.probe.guest import INIT, initramfs
 from atoll.host.probe.settled import AccelProbe
 
@@ -91,6 +92,7 @@ def test_device_trouble_has_a_reason_and_a_hint(tmp_path: Path) -> None:
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory with a device that opens, and a PATH whose QEMU is a script to be written."""
     (tmp_path / "kvm").touch()
+    (tmp_path / "kvm").chmod(0o666)
     (tmp_path / "vmlinuz").touch()
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     (tmp_path / "bin").mkdir()
@@ -251,3 +253,26 @@ async def test_a_cache_that_cannot_be_written_costs_nothing_else(host: Path) -> 
 
 def test_a_verdict_is_plain_data() -> None:
     assert Accel.__struct_fields__ == ("kind", "reason", "hint", "probed", "checked", "seconds")
+
+
+def test_guests_open_the_device_as_their_own_users(tmp_path: Path) -> None:
+    device = tmp_path / "kvm"
+    device.touch()
+    device.chmod(0o666)
+    assert guest_group(device) is None
+    os.chown(device, 0, 61_234)
+    device.chmod(0o660)
+    assert guest_group(device) == 61_234
+    for group, mode in ((0, 0o660), (61_234, 0o600), (61_234, 0o640), (0, 0o664)):
+        os.chown(device, 0, group)
+        device.chmod(mode)
+        with pytest.raises(Lacking, match=f"root alone .mode {mode:04o}") as caught:
+            guest_group(device)
+        assert "chgrp kvm" in caught.value.hint
+
+
+async def test_kvm_that_guests_may_not_open_is_none(host: Path) -> None:
+    (host / "kvm").chmod(0o600)
+    verdict = await accel([host / "vmlinuz"], device=host / "kvm")
+    assert (verdict.kind, verdict.probed) == ("tcg", False)
+    assert "root alone" in verdict.reason

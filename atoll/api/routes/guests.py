@@ -12,7 +12,7 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.handlers import WebsocketRouteHandler
 from msgspec import Meta
 
-from atoll.api.access import closing, guard
+from atoll.api.access import actor_of, caller, closing, guard
 from atoll.api.errors import TooLarge, status_of
 from atoll.api.route import (
     BYTES,
@@ -29,16 +29,15 @@ from atoll.api.route import (
     streamed,
 )
 from atoll.api.services import Services
-from atoll.base import clock
-from atoll.base.errors import Absent, AtollError, Bug, Refused
+from atoll.base.errors import Absent, AtollError, Refused
 from atoll.client.wire import ExecBody, Pushed
 from atoll.instance.book import InstanceView
 from atoll.instance.engine import Consoles, Engine, Executes, Measures, Outcome, Stats, Stream
 from atoll.instance.model import State
-from atoll.instance.verbs.args import ExecArgs, PushArgs
+from atoll.instance.verbs.args import ExecArgs, NamedArgs, PushArgs
 from atoll.instance.verbs.power import next_step
 from atoll.operation.model import Subject
-from atoll.operation.runner import as_problem
+from atoll.operation.runner import Request
 
 routes = Routes()
 ONE = "/projects/{project}/instances/{name}"
@@ -159,16 +158,11 @@ async def _bounded(call: Call) -> AsyncIterator[bytes]:
 
 @asynccontextmanager
 async def audited(call: Call, verb: str, args: msgspec.Struct, guest: InstanceView) -> AsyncIterator[None]:
-    """What happens within is kept for the audit with its outcome, whatever that is."""
-    subject, by, began = Subject("instance", call.project, call.name, guest.id), call.by, clock.now()
-    try:
+    """What happens within is on record for the audit before it begins, and with its outcome after it."""
+    subject = Subject("instance", call.project, call.name, guest.id)
+    async with call.services.operations.audited(verb, args, subject, call.by):
         with asking(guest):
             yield
-    except Exception as error:
-        ours = error if isinstance(error, AtollError) else Bug("Atoll itself failed")
-        await call.services.operations.record(verb, args, subject, by, problem=as_problem(ours), began=began)
-        raise
-    await call.services.operations.record(verb, args, subject, by, began=began)
 
 
 @routes.add("GET", ONE + "/log", action="instance.log", answer=bytes, media=BYTES)
@@ -216,10 +210,11 @@ def console_handler(services: Services) -> WebsocketRouteHandler:
             check_path(socket.path_params)
             read_query(socket.scope["query_string"], Empty)
             engine, guest = await consoles(services, socket.path_params)
-            with asking(guest):
-                stream = await engine.console(guest.id)
-            if await _both_ways(socket, stream, closing(socket.scope)):
-                code, reason = 1001, "the daemon ends; the guest goes on"
+            async with _session(services, socket, guest):
+                with asking(guest):
+                    stream = await engine.console(guest.id)
+                if await _both_ways(socket, stream, closing(socket.scope)):
+                    code, reason = 1001, "the daemon ends; the guest goes on"
         except AtollError as error:
             code, reason = 4000 + status_of(error), f"{error.code}: {error.message}"
         except WebSocketDisconnect:
@@ -233,6 +228,24 @@ def console_handler(services: Services) -> WebsocketRouteHandler:
     return WebsocketRouteHandler(litestar_path(CONSOLE), guards=[guard], opt={"action": "instance.console"})(
         console
     )
+
+
+@asynccontextmanager
+async def _session(
+    services: Services, socket: "WebSocket[Any, Any, Any]", guest: InstanceView
+) -> AsyncIterator[None]:
+    """For the audit: who sat at the console, from when to when. That he leaves is how it ends."""
+    subject = Subject("instance", guest.project, guest.name, guest.id)
+    args = NamedArgs(project=guest.project, name=guest.name)
+    by = Request(actor=actor_of(socket), id=caller(socket.scope).request_id)
+    left: WebSocketDisconnect | None = None
+    async with services.operations.audited("instance.console", args, subject, by):
+        try:
+            yield
+        except WebSocketDisconnect as leaving:
+            left = leaving
+    if left is not None:
+        raise left
 
 
 async def _both_ways(socket: "WebSocket[Any, Any, Any]", stream: Stream, closing: asyncio.Event) -> bool:

@@ -95,11 +95,14 @@ async def change(call: Call, body: Changes) -> Reply:
         if found is None:
             raise Invalid("this is not the ETag of an instance", field="If-Match")
         revision = int(found.group(1))
+
+    async def fresh() -> None:
         view = await call.services.instances.get(call.project, call.name)
-        if revision < view.revision:
+        if revision and revision < view.revision:
             raise Stale(f"{call.name} was changed since you read it", hint="read it again, then change it")
+
     args = SetArgs(project=call.project, name=call.name, changes=body, revision=revision)
-    return await call.submit("instance.set", args)
+    return await call.submit("instance.set", args, first=fresh if revision else None)
 
 
 @routes.add("DELETE", ONE, action="instance.delete", answer=Operation, status=202)

@@ -56,9 +56,10 @@ async def greet(call: Call) -> Reply:
     return answer(Greeting(version=services.version, host=services.host_id, links=LINKS))
 
 
-@routes.add("GET", "/health", action="api.health", answer=Health, open=True)
+@routes.add("GET", "/health", action="api.health", answer=Health)
 async def health(call: Call) -> Reply:
-    """Whether the daemon answers and is ready. Needs no token."""
+    """Whether the daemon answers and is ready: false while it finishes or takes back what a former
+    daemon left."""
     return answer(Health(ready=call.services.ready()))
 
 
@@ -114,18 +115,16 @@ async def list_tokens(call: Call) -> Reply:
 @routes.add("POST", "/tokens", action="token.create", answer=NewToken, status=201)
 async def create_token(call: Call, body: TokenBody) -> Reply:
     """Make a token. Its secret is in this answer and never shown again."""
-    by = call.by
-    made = await call.services.tokens.create(check_label(body.name), days=body.days)
-    subject = Subject("token", name=body.name)
-    await call.services.operations.record("token.create", TokenArgs(name=body.name), subject, by)
+    args, subject = TokenArgs(name=check_label(body.name)), Subject("token", name=body.name)
+    async with call.services.operations.audited("token.create", args, subject, await call.keyed()):
+        made = await call.services.tokens.create(body.name, days=body.days)
     return answer(made, status=201, headers={"Cache-Control": "no-store"})
 
 
 @routes.add("DELETE", "/tokens/{name}", action="token.revoke", answer=None, status=204)
 async def revoke_token(call: Call) -> Reply:
     """Revoke a token: its next request is refused."""
-    by = call.by
-    await call.services.tokens.revoke(call.name)
-    subject = Subject("token", name=call.name)
-    await call.services.operations.record("token.revoke", TokenArgs(name=call.name), subject, by)
+    args, subject = TokenArgs(name=call.name), Subject("token", name=call.name)
+    async with call.services.operations.audited("token.revoke", args, subject, await call.keyed()):
+        await call.services.tokens.revoke(call.name)
     return nothing()

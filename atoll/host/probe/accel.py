@@ -15,7 +15,7 @@ from typing import IO, Literal
 import msgspec
 
 from atoll.base.clock import Timestamp, monotonic, now
-from atoll.base.errors import AtollError
+from atoll.base.errors import AtollError, Lacking
 from atoll.host.probe.guest import GOOD, MARK, initramfs
 from atoll.host.run import find, run
 
@@ -70,6 +70,22 @@ def device_trouble(device: Path = KVM) -> tuple[str, str] | None:
     except OSError as error:
         return f"{device} cannot be opened: {error.strerror}", "the KVM module is there but disabled: see dmesg"
     return None
+
+
+def guest_group(device: Path = KVM) -> int | None:
+    """The group by which guests' own users may open the device; None where they need none. Never root's.
+
+    Raises Lacking where they may not open it at all.
+    """
+    found = device.stat()
+    if found.st_mode & 0o006 == 0o006:
+        return None
+    if found.st_gid and found.st_mode & 0o060 == 0o060:
+        return found.st_gid
+    raise Lacking(
+        f"{device} is for root alone (mode {found.st_mode & 0o777:04o}), and guests run as users of their own",
+        hint=f"groupadd -f kvm; chgrp kvm {device}; chmod 660 {device} (udev's rules do it at boot)",
+    )
 
 
 def host_kernel() -> Path | None:
@@ -169,6 +185,8 @@ async def _find_out(kernels: Iterable[Path], device: Path, deadline: float, sile
         return _tcg(f"KVM is probed on x86_64 hosts only; this one is {platform.machine()}")
     if trouble := device_trouble(device):
         return _tcg(*trouble)
+    if os.geteuid() == 0:
+        guest_group(device)
     candidates = [kernel for kernel in (*kernels, host_kernel()) if kernel and os.access(kernel, os.R_OK)]
     if not candidates:
         return _tcg(

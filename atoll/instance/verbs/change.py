@@ -54,6 +54,8 @@ class Set:
                 raise Refused(f"{view.name} is being deleted")
             spec = changed(view.instance.spec, args.changes)
             check(view, spec)
+            if spec.limits != view.instance.spec.limits:
+                self._here.check_limits(spec.kind, spec.limits)
             if spec.memory > view.instance.spec.memory and view.status.state in HOLDING:
                 await self._here.admit(view, memory=spec.memory)
             if not work.resumed:  # the former daemon may have written it and died before it brought it to bear

@@ -60,6 +60,7 @@ class Launch:
         id = InstanceId(new_uuid())
         sources = await self._here.supplies.find(args.project, spec)
         check(spec, sources, self._here.host)
+        self._here.check_limits(spec.kind, spec.limits)
         work.about(id=id)
         await work.step("claim", UndoStep("instance.forget", {"id": id}), percent=5)
         async with self._here.admission:

@@ -98,6 +98,7 @@ async def start(here: Here, work: RunningWork, view: InstanceView, *, restarts: 
             "reason": "",
             "restarts": restarts,
             "memory": spec.memory,
+            "held": False,
         }
 
     refuse_unless(STARTABLE, view)

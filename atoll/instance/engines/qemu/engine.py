@@ -28,7 +28,8 @@ from atoll.instance.model import BootPlan, Hardware, Kind, Limits, State
 
 MONITOR_IN = 60.0
 """Seconds for QEMU to answer at its start: it may have much memory to set up, on a busy host."""
-ADOPT_IN = 20.0
+ADOPT_IN = 1.0
+"""Seconds for a guest's monitor to answer at adoption; one that is silent is held all the same, and asked again."""
 _AT_ONCE = 32
 """Guests adopted at the same time."""
 _END_IN = 10.0
@@ -41,11 +42,11 @@ class Qemu:
     on the host derives. `cgroups`: None where this user may make none. `accel`: the host's settled verdict."""
 
     kind = Kind.VM
-    traits = EngineTraits(hot_cpus=True, hot_memory=True, pauses=True, exec_terminal=False)
 
     def __init__(
         self, run: Path, *, host_tag: str, cgroups: Cgroups | None, accel: Callable[[], Awaitable[Accel]]
     ) -> None:
+        self.traits = EngineTraits(hot_cpus=True, hot_memory=True, pauses=True, limits=cgroups is not None)
         self._run, self._tag, self._cgroups, self._accel = run, host_tag, cgroups, accel
         self._guests: dict[InstanceId, Guest] = {}
         self._ended: dict[InstanceId, Observed] = {}
@@ -64,7 +65,7 @@ class Qemu:
         seats = asyncio.Semaphore(_AT_ONCE)
         await asyncio.gather(*(self._clear(trace) for trace in decision.clear))
         for trace in decision.report:
-            self._report(trace)
+            await self._report(trace)
         await asyncio.gather(*(self._hold(trace, seats) for trace in decision.hold))
         self._tsc_khz = await measured
         return await self.observe()
@@ -73,7 +74,7 @@ class Qemu:
         handle = trace.handle
         found = Process.open(handle.pid, started=handle.started) if handle else None
         if handle is None or found is None:  # it ended just now
-            self._report(trace)
+            await self._report(trace)
             return
         guest = Guest(handle.plan, self._dir(handle.plan), found, self._cgroups, self._changed)
         unheard = ""
@@ -89,13 +90,15 @@ class Qemu:
         self._guests[trace.id] = guest
         self._space.look_after(guest)
 
-    def _report(self, trace: Trace) -> None:
+    async def _report(self, trace: Trace) -> None:
         """A guest that ended while nobody looked."""
-        run = RunDir(self._run, trace.id, trace.generation, self._tag)
-        rebooted = trace.handle is not None and trace.handle.boot != process.boot_id()
-        oom = self._cgroups.usage(run.name).oom_kills if self._cgroups else 0
-        exit = trace.exit or exitreason.of(run, Remains(rebooted=rebooted, oom_kills=oom))
-        run.write_exit(exit)
+        exit = trace.exit
+        if exit is None:
+            run = RunDir(self._run, trace.id, trace.generation, self._tag)
+            rebooted = trace.handle is not None and trace.handle.boot != process.boot_id()
+            oom = await self._cgroups.oom_kills(run.name) if self._cgroups else 0
+            exit = exitreason.of(run, Remains(rebooted=rebooted, oom_kills=oom))
+            run.write_exit(exit)
         self._ended[trace.id] = Observed(State.STOPPED, trace.generation, exit=exit)
 
     async def _clear(self, trace: Trace) -> None:

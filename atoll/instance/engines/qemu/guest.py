@@ -151,39 +151,42 @@ class Guest:
             await qmp.close()
 
     async def _watch(self) -> None:
-        gone = self.process.watch()
+        gone, attempt = self.process.watch(), 0
         while not gone.done():
             if self._qmp is None:
-                await asyncio.wait({gone})  # its monitor is lost for good: only its end is news
+                await self._reconnect(_RECONNECT[min(attempt, len(_RECONNECT) - 1)])
+                attempt += 1
                 continue
+            attempt = 0
             await asyncio.wait({gone, self._qmp.lost}, return_when=asyncio.FIRST_COMPLETED)
             if not gone.done() and not await self.process.wait(_SETTLE):
-                await self._reconnect()
+                log.warning("lost the monitor of %s", self.plan.name)
+                await self._hang_up()
         await self._died()
 
-    async def _reconnect(self) -> None:
-        """Its monitor hung up on us though it runs."""
-        log.warning("lost the monitor of %s", self.plan.name)
-        await self._hang_up()
-        for delay in _RECONNECT:
-            if await self.process.wait(delay):
-                return
-            with contextlib.suppress(AtollError):
-                await self.connect(timeout=5)
-                self._tell(self)
-                return
+    async def _reconnect(self, delay: float) -> None:
+        """Once more, after `delay` seconds: a monitor that was silent may answer by then."""
+        if await self.process.wait(delay):
+            return
+        with contextlib.suppress(AtollError):
+            if await self.connect(timeout=5) == "prelaunch":  # a half-made start of a former daemon
+                self.process.signal(SIGKILL)
+            self._tell(self)
 
     async def _died(self) -> None:
         if self._qmp is not None:
             await asyncio.wait({self._qmp.lost}, timeout=_SETTLE)
-        oom = self._cgroups.usage(self.run.name).oom_kills if self._cgroups else 0
+        oom = await self._cgroups.oom_kills(self.run.name) if self._cgroups else 0
         remains = Remains(cause=self._cause, status=self.process.status, oom_kills=oom, forced=self._forced)
         exit = exitreason.of(self.run, remains)
-        self.run.write_exit(exit)
-        if self._cgroups:
-            await self._cgroups.remove(self.run.name)
-        self.run.ram.unlink(missing_ok=True)
-        await self._hang_up()
+        try:
+            self.run.write_exit(exit)
+            if self._cgroups:
+                await self._cgroups.remove(self.run.name)
+            self.run.ram.unlink(missing_ok=True)
+            await self._hang_up()
+        except Exception:  # what it left is found again; its death is news now
+            log.exception("could not clear what %s left", self.plan.name)
         self._agent_open.clear()
         self.ended.set_result(exit)
         self._tell(self)

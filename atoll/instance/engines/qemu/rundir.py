@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
+from atoll.base.errors import AtollError
 from atoll.base.ids import Generation, InstanceId
 from atoll.host.files import translated
 from atoll.instance.model import BootPlan, Exit
@@ -63,7 +64,7 @@ class RunDir:
         self._write("handle.json", handle)
 
     def write_exit(self, exit: Exit) -> None:
-        with contextlib.suppress(OSError):  # a full disk must not hide the death itself
+        with contextlib.suppress(AtollError):  # a full disk must not hide the death itself
             self._write("exit.json", exit)
 
     def handle(self) -> Handle | None:

@@ -15,6 +15,7 @@ from atoll.base.units import MiB, show_size
 from atoll.host import process, sockets
 from atoll.host.cgroups import Bounds, Cgroups
 from atoll.host.files import translated
+from atoll.host.probe.accel import guest_group
 from atoll.host.process import Process
 from atoll.host.run import find, search_path
 from atoll.instance.engines.qemu import argv
@@ -23,7 +24,7 @@ from atoll.instance.engines.qemu.rundir import RunDir
 from atoll.instance.model import BootPlan, Limits, NicPlan
 from atoll.storage.model import Layer
 
-_TUN, _VHOST, _KVM = "/dev/net/tun", "/dev/vhost-net", Path("/dev/kvm")
+_TUN, _VHOST = "/dev/net/tun", "/dev/vhost-net"
 _TUNSETIFF = 0x400454CA
 _TAP, _NO_PI, _VNET_HDR = 0x0002, 0x1000, 0x4000  # linux/if_tun.h
 _TCG_OVERHEAD, _KVM_OVERHEAD = argv.TB_SIZE + 320 * MiB, 320 * MiB
@@ -55,14 +56,14 @@ def drop(*, uid: int | None, kvm_group: int | None) -> list[str]:
 def spawn(plan: BootPlan, run: RunDir, cgroups: Cgroups | None, *, tag: str, tsc_khz: int) -> Process:
     """Returns as soon as the process is there; its monitor takes connections already.
 
-    Raises Absent (a disk or kernel), Lacking, Exhausted, Invalid, Broken.
+    Raises Absent (a disk or kernel), Lacking (also: KVM is not for its user), Exhausted, Invalid, Broken.
     """
     binary = find("qemu-system-x86_64")
     enter = cgroups.enter(run.name, bounds(plan, plan.limits, memory=plan.memory)) if cgroups else []
     with contextlib.ExitStack() as opened:
         handed = _open(plan, run, opened, tsc_khz)
         log = opened.enter_context(run.log.open("ab", buffering=0))
-        kvm = _KVM.stat().st_gid if plan.hardware.accel == "kvm" and _KVM.exists() else None
+        kvm = guest_group() if plan.hardware.accel == "kvm" and plan.uid is not None else None
         line = argv.build(plan, handed, tag=tag)
         line[0] = str(binary)
         return process.spawn(
