@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from atoll.base import clock
-from atoll.base.errors import Absent, Broken, Exists, Invalid, Lacking, Refused, Unreachable
+from atoll.base.errors import Absent, Exists, Invalid, Lacking, Refused, Unreachable
 from atoll.base.ids import Bytes, Generation, InstanceId
 from atoll.base.units import MiB
 from atoll.instance.engine import EngineTraits, Furnish, GuestEvent, Observed, Outcome, Stats
@@ -208,10 +208,8 @@ class FakeEngine(Faults):
         return Stats(cpu_seconds=1.5, memory=Bytes(self._alive(guest).memory))
 
     async def ready(self, guest: InstanceId, *, timeout: float) -> None:
-        held = self._held.get(guest)
         self.maybe("ready")
-        if held is None or not held.alive:
-            raise Broken("it ended")
+        held = self._alive(guest)
         if not held.plan.agent:
             await asyncio.sleep(timeout)
             raise Unreachable(f"the agent of {held.plan.name} did not answer within {timeout:g} s")
@@ -272,7 +270,7 @@ class FakeEngine(Faults):
     def _answering(self, guest: InstanceId) -> FakeGuest:
         held = self._alive(guest)
         if held.state is not State.RUNNING or not held.plan.agent:
-            raise Refused(f"{held.plan.name} is {held.state}, or has no agent")
+            raise Refused(f"{held.plan.name} is {held.state}, or has no agent", hint="atoll resume")
         return held
 
     def _tell(self, guest: FakeGuest) -> None:
