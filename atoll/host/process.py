@@ -9,6 +9,7 @@ import errno
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -18,6 +19,11 @@ from atoll.base.errors import Broken, Exhausted, Lacking
 _PROC = Path("/proc")
 _STATE, _START = 0, 19
 """Places of the fields after the command's name in /proc/pid/stat (proc(5): fields 3 and 22)."""
+
+
+def age(started: int) -> float:
+    """Seconds since a `start_time`."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
 def start_time(pid: int) -> int | None:

@@ -272,6 +272,9 @@ def test_guests_open_the_device_as_their_own_users(tmp_path: Path) -> None:
 
 
 async def test_kvm_that_guests_may_not_open_is_none(host: Path) -> None:
+    if os.geteuid() != 0:
+        return  # an ordinary user's guests are his own
+    pretend(host, SAYS_GOOD)
     (host / "kvm").chmod(0o600)
     verdict = await accel([host / "vmlinuz"], device=host / "kvm")
     assert (verdict.kind, verdict.probed) == ("tcg", False)

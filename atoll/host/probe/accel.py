@@ -185,8 +185,6 @@ async def _find_out(kernels: Iterable[Path], device: Path, deadline: float, sile
         return _tcg(f"KVM is probed on x86_64 hosts only; this one is {platform.machine()}")
     if trouble := device_trouble(device):
         return _tcg(*trouble)
-    if os.geteuid() == 0:
-        guest_group(device)
     candidates = [kernel for kernel in (*kernels, host_kernel()) if kernel and os.access(kernel, os.R_OK)]
     if not candidates:
         return _tcg(
@@ -196,6 +194,8 @@ async def _find_out(kernels: Iterable[Path], device: Path, deadline: float, sile
     for kernel in candidates:
         fast = await boot("kvm", kernel, deadline=deadline, silence=silence)
         if fast.good:
+            if os.geteuid() == 0:
+                guest_group(device)
             return Accel(
                 kind="kvm",
                 reason=f"a guest kernel reached user space in {fast.seconds:.1f} s",

@@ -29,7 +29,9 @@ from atoll.instance.model import BootPlan, Hardware, Kind, Limits, State
 MONITOR_IN = 60.0
 """Seconds for QEMU to answer at its start: it may have much memory to set up, on a busy host."""
 ADOPT_IN = 1.0
-"""Seconds for a guest's monitor to answer at adoption; one that is silent is held all the same, and asked again."""
+"""Seconds for a guest's monitor to answer at adoption; one that is silent is held all the same, and asked again.
+A process younger than MONITOR_IN gets YOUNG_IN: it may be a half-made start, which must not pass for a guest."""
+YOUNG_IN = 20.0
 _AT_ONCE = 32
 """Guests adopted at the same time."""
 _END_IN = 10.0
@@ -78,9 +80,10 @@ class Qemu:
             return
         guest = Guest(handle.plan, self._dir(handle.plan), found, self._cgroups, self._changed)
         unheard = ""
+        patience = ADOPT_IN if process.age(handle.started) > MONITOR_IN else YOUNG_IN
         async with seats:
             try:
-                if await guest.connect(timeout=ADOPT_IN) == "prelaunch":
+                if await guest.connect(timeout=patience) == "prelaunch":
                     await guest.close()
                     await self._clear(trace)
                     return
