@@ -27,17 +27,21 @@ from atoll.image.recipes.registry import RECIPES
 from atoll.image.verbs import Build, DeleteImage, PruneImages, RenameImage, image_undoers
 from atoll.instance.admission import HostMemory
 from atoll.instance.book import InstanceBook
+from atoll.instance.boots import Boots
 from atoll.instance.catalog import Catalog
 from atoll.instance.engines.qemu.engine import Qemu
 from atoll.instance.here import Here
 from atoll.instance.keeper import Keeper
 from atoll.instance.model import Kind, State
+from atoll.instance.seeds import SeedBook
+from atoll.instance.shell import Shells
 from atoll.instance.supplies import Supplies
 from atoll.instance.uids import Uids
 from atoll.instance.undoers import undoers
 from atoll.instance.verbs.change import Rename, Set
 from atoll.instance.verbs.delete import Delete
 from atoll.instance.verbs.launch import Launch
+from atoll.instance.verbs.media import Eject
 from atoll.instance.verbs.power import Pause, Restart, Resume, Revive, Start, Stop
 from atoll.network.book import NetworkBook
 from atoll.network.naming import run_directory
@@ -111,8 +115,10 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
         await kernels.changed()
         engine = _engine(paths, me.tag, probe)
         held.push_async_callback(engine.close)
+        seeds = SeedBook(shared)
+        boots = Boots(paths.state / "instances", library, seeds)
         supplies = Supplies(
-            shared, images, library, storage, pools, networks, realised.driver, me.id, asyncio.Lock()
+            shared, images, library, storage, pools, networks, realised.driver, me.id, asyncio.Lock(), boots
         )
         uids = Uids(local, me.tag) if os.geteuid() == 0 else None
         memory = MemoryNow(parse_size(config.limits.memory_reserve), config.limits.memory_overcommit)
@@ -135,6 +141,8 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
             tokens=TokenBook(shared),
             host=HostView(paths.state, probe),
             memory=memory,
+            seeds=seeds,
+            shells=Shells(seeds, boots),
             recipes=tuple(RecipeView(name=name, description=about(recipe)) for name, recipe in RECIPES.items()),
         )
         yield Atoll(services, local, keeper, engine, probe, library, realised, rebooted)
@@ -157,6 +165,7 @@ def _teach(operations: Operations, here: Here, library: Library, kernels: Kernel
         Delete(here),
         Set(here),
         Rename(here),
+        Eject(here),
         undoers=undoers(here),
     )
     operations.know(
