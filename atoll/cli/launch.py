@@ -81,8 +81,8 @@ def launch(ctx: click.Context, /, image: str, name: str, **options: Any) -> None
     """Create an instance from IMAGE and start it. Without NAME it gets one.
 
     Returns once the agent in it answers and cloud-init, where it has that, is done. An IMAGE that is not there but
-    can be built (`atoll image recipes`) is built first. Ctrl-C takes back what was begun; once the instance runs, it
-    only ends the wait.
+    can be built (`atoll image recipes`) is built first. Ctrl-C takes back what was begun; once the instance runs,
+    it only ends the wait.
 
     Settings for --set are the keys of `atoll show NAME -o json` under instance.spec, with dots: restart=no,
     on-failure or always; limits.cpu=1.5; limits.cpu_weight=200; autostart.order=5; autostart.delay=10s;

@@ -12,7 +12,7 @@ from atoll.api.door import PEER, App, Door
 from atoll.api.services import Limits, Services
 from atoll.api.tokens import TokenBook
 from atoll.base import clock
-from atoll.base.errors import Absent, Conflict, Exists, Refused, Unreachable
+from atoll.base.errors import Absent, Conflict, Exists, Refused
 from atoll.base.ids import Bytes, Generation, HostId, InstanceId, VolumeId, new_uuid
 from atoll.client.wire import RecipeView
 from atoll.image.args import BuildArgs, ImageArgs, PruneArgs, RenameImageArgs
@@ -198,8 +198,8 @@ class Echo:
 
 class Echoing:
     async def open(self, view: InstanceView, *, user: str, columns: int, rows: int) -> Echo:
-        if view.name == "closed":
-            raise Unreachable("no sshd answers at 10.9.8.7")
+        if not view.instance.hardware.seed:
+            raise Refused(f"{view.name} was not told the project's key")
         session = Echo()
         await session.write(f"{user} {columns}x{rows}\n".encode())
         return session
