@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from atoll.client import Client, Console
 
 ESCAPE = b"\x1d"
+LOGIN = 30.0
+"""Seconds of silence after the end of piped input until a login is given up: a slow guest needs some to begin."""
 LEAVE = "leave with ctrl-]"
 
 
@@ -64,7 +66,7 @@ def shell(ctx: click.Context, name: str, user: str, serial: bool) -> int:
     settings = ctx.ensure_object(Settings)
     if not serial:
         try:
-            return attach(settings, name, linger=2.0, greeting=f"{user}@{name}", user=user)
+            return attach(settings, name, linger=LOGIN, greeting=f"{user}@{name}", user=user)
         except (Refused, Unreachable, Lacking) as error:
             if isinstance(error, NotRunning):
                 raise
