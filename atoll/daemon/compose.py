@@ -115,14 +115,14 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
         await kernels.changed()
         engine = _engine(paths, me.tag, probe)
         held.push_async_callback(engine.close)
-        seeds = SeedBook(shared)
-        boots = Boots(paths.state / "instances", library, seeds)
+        boots = Boots(paths.state / "instances", library, SeedBook(shared))
         supplies = Supplies(
             shared, images, library, storage, pools, networks, realised.driver, me.id, asyncio.Lock(), boots
         )
         uids = Uids(local, me.tag) if os.geteuid() == 0 else None
         memory = MemoryNow(parse_size(config.limits.memory_reserve), config.limits.memory_overcommit)
-        here = Here(me.id, InstanceBook(shared), {Kind.VM: engine}, supplies, uids, memory, events)
+        book = await _swept(InstanceBook(shared), boots)
+        here = Here(me.id, book, {Kind.VM: engine}, supplies, uids, memory, events)
         _teach(operations, here, library, kernels)
         catalog = await held.enter_async_context(Catalog(shared))
         keeper = Keeper(here, operations)
@@ -141,8 +141,8 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
             tokens=TokenBook(shared),
             host=HostView(paths.state, probe),
             memory=memory,
-            seeds=seeds,
-            shells=Shells(seeds, boots),
+            seeds=boots.seeds,
+            shells=Shells(boots),
             recipes=tuple(RecipeView(name=name, description=about(recipe)) for name, recipe in RECIPES.items()),
         )
         yield Atoll(services, local, keeper, engine, probe, library, realised, rebooted)
@@ -151,6 +151,12 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
 def about(recipe: Recipe) -> str:
     """A recipe's first words about itself."""
     return (getattr(sys.modules[recipe.__module__], "__doc__", "") or "").strip().partition("\n")[0]
+
+
+async def _swept(book: InstanceBook, boots: Boots) -> InstanceBook:
+    """The instances' book, once the secrets of launches that never came to be are gone."""
+    await boots.seeds.sweep({view.instance.seed for view in await book.all()})
+    return book
 
 
 def _teach(operations: Operations, here: Here, library: Library, kernels: Kernels) -> None:

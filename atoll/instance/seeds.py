@@ -52,11 +52,15 @@ class SeedBook:
             raise Absent("what was given for cloud-init is gone", hint="launch it again")
         return record.given
 
+    async def forget(self, id: str) -> None:
+        """Absent is success."""
+        await self._store.commit(Txn(delete=frozenset({seed_key(id)})))
+
     async def sweep(self, used: set[str]) -> None:
         """Remove those that no instance uses: their launch never came to be. Before requests are taken."""
-        gone = [key for key in (await read_all(self._store, SEEDS)).entries if key.removeprefix(SEEDS) not in used]
-        for key in gone:
-            await self._store.commit(Txn(delete=frozenset({key})))
+        for key in (await read_all(self._store, SEEDS)).entries:
+            if (id := key.removeprefix(SEEDS)) not in used:
+                await self.forget(id)
 
     async def keys(self, project: str) -> KeyPair:
         """The project's pair, made at its first use."""

@@ -15,7 +15,6 @@ from atoll.host.pty import Pty
 from atoll.instance.book import InstanceView
 from atoll.instance.boots import Boots
 from atoll.instance.model import State
-from atoll.instance.seeds import SeedBook
 
 PORT = 22
 CONNECT = 4.0
@@ -25,7 +24,6 @@ _BANNER = b"SSH-"
 
 @dataclass(frozen=True, slots=True)
 class Shells:
-    seeds: SeedBook
     boots: Boots
 
     async def open(self, view: InstanceView, *, user: str, columns: int, rows: int) -> Pty:
@@ -71,7 +69,7 @@ class Shells:
 
     async def _key(self, project: str) -> Path:
         """The private key as the file that ssh wants, readable by us alone."""
-        pair = await self.seeds.keys(project)
+        pair = await self.boots.seeds.keys(project)
         path = self.boots.root / f".key-{project}"
         if not path.exists() or await files.in_thread(path.read_text) != pair.private:
             with files.translated(f"write the key of project {project}"):

@@ -63,7 +63,8 @@ class Launch:
         sources = await self._here.supplies.find(args.project, spec)
         check(spec, sources, self._here.host)
         work.about(id=id)
-        await work.step("claim", UndoStep("instance.forget", {"id": id}), percent=5)
+        secret = (UndoStep("seed.forget", {"id": args.seed}),) if args.seed else ()
+        await work.step("claim", *secret, UndoStep("instance.forget", {"id": id}), percent=5)
         async with self._here.admission:
             for _ in range(RETRIES):
                 plan = await self._here.supplies.plan(args.project, id, args.name, spec.root.size, sources)
