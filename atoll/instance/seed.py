@@ -16,6 +16,7 @@ from atoll.base.units import show_size
 from atoll.instance.model import CLOUD_INIT_MAX, CloudInit
 from atoll.network.model import Network
 
+_DEEPEST = 50
 CLOUD_CONFIG = "#cloud-config"
 _STARTS = (
     "#!",
@@ -71,10 +72,9 @@ def _check_data(text: str, field: str) -> None:
 
 
 def _check_yaml(text: str, field: str) -> None:
-    """Its syntax, and that it is a mapping. Events only: nothing is built, so aliases cannot blow up; libyaml
-    bounds the depth, at which the parser in Python would take minutes."""
+    """Its syntax, and that it is a mapping. Events only: nothing is built, so aliases cannot blow up."""
     try:
-        events = list(yaml.parse(text, Loader=yaml.CSafeLoader))
+        first = _first_node(text)
     except yaml.MarkedYAMLError as error:
         mark: Any = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -83,12 +83,24 @@ def _check_yaml(text: str, field: str) -> None:
         before = text[: error.position]
         line, column = before.count("\n") + 1, error.position - before.rfind("\n")
         raise _invalid(field, f"line {line}, column {column}: {error.reason}") from error
-    except RecursionError as error:
-        raise _invalid(field, "it is nested too deeply") from error
-    nodes = [event for event in events if isinstance(event, yaml.NodeEvent)]
-    if nodes and not isinstance(nodes[0], yaml.MappingStartEvent):
-        mark = nodes[0].start_mark
+    if first is not None and not isinstance(first, yaml.MappingStartEvent):
+        mark = first.start_mark
         raise _invalid(field, f"line {mark.line + 1}, column {mark.column + 1}: keys with values are expected here")
+
+
+def _first_node(text: str) -> Any:
+    """Its outermost node, once all of it has been read. Raises what yaml raises, of deep nesting too."""
+    first, depth = None, 0
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+        if isinstance(event, yaml.NodeEvent) and first is None:
+            first = event
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _DEEPEST:
+                mark: Any = event.start_mark
+                raise yaml.MarkedYAMLError(problem="it is nested too deeply", problem_mark=mark)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+    return first
 
 
 def _invalid(field: str, what: str) -> Invalid:

@@ -70,11 +70,11 @@ def test_without_a_gateway_there_is_no_route() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (CloudInit(user_data="#cloud-config\nusers:\n  - name: w\n   shell: x\n"), "not valid YAML: line 4, column 4"),
+        (CloudInit(user_data="#cloud-config\nusers:\n  - a: w\n   b: x\n"), "not valid YAML: line 4, column 4"),
         (CloudInit(user_data="#cloud-config\na: [1, 2\n"), "line 3, column 1"),
         (CloudInit(user_data="#cloud-config\n- a\n- b\n"), "line 2, column 1: keys with values"),
         (CloudInit(user_data="#cloud-config\nb: '\x07'\n"), "line 2, column 5"),
-        (CloudInit(user_data="#cloud-config\na: \tb\n\tc: d\n"), "line 2, column 4"),
+        (CloudInit(user_data="#cloud-config\na: \tb\n\tc: d\n"), "line 3, column 1"),
         (CloudInit(user_data="packages: [nginx]\n"), "begins with 'packages: [nginx]'"),
         (CloudInit(vendor_data="#cloud-config\na: b: c\n"), "vendor-data is not valid YAML: line 2, column 5"),
         (CloudInit(network_config="version: 2\n  x: 1\n"), "network-config is not valid YAML: line 2, column 4"),
