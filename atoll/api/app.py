@@ -14,13 +14,16 @@ from atoll.api.access import caller, guard
 from atoll.api.door import Door
 from atoll.api.openapi import describe
 from atoll.api.route import Call, Reply, Route, Routes, litestar_path, raw
-from atoll.api.routes import guests, instances, operations, resources, root
+from atoll.api.routes import guests, instances, operations, resources, root, screens
 from atoll.api.services import Services
 from atoll.base.errors import AtollError, Bug
 from atoll.client.wire import MAX_BODY
 
 log = logging.getLogger(__name__)
-WEBSOCKETS = {guests.CONSOLE: "The serial console: binary frames both ways; ends with a close reason"}
+WEBSOCKETS = {
+    guests.CONSOLE: "The serial console: binary frames both ways; ends with a close reason",
+    screens.SHELL: "A login over the network: binary frames both ways, text frames tell a new size",
+}
 
 
 def all_routes(version: str) -> list[Route]:
@@ -41,6 +44,7 @@ def all_routes(version: str) -> list[Route]:
         *operations.routes,
         *instances.routes,
         *guests.routes,
+        *screens.routes,
         *resources.routes,
     ]
     return found
@@ -86,7 +90,7 @@ def build_litestar(services: Services) -> Litestar:
 
     handlers = [*methods.handlers(), *(route.bind(services) for route in routes)]
     return Litestar(
-        route_handlers=[*handlers, guests.console_handler(services)],
+        route_handlers=[*handlers, guests.console_handler(services), screens.shell_handler(services)],
         exception_handlers={
             AtollError: _ours,
             HTTPException: framework,

@@ -12,8 +12,8 @@ from atoll.client.wire import RecipeView
 from atoll.image.model import Image
 from atoll.instance.admission import HostMemory
 from atoll.instance.book import InstanceView
-from atoll.instance.engine import Engine
-from atoll.instance.model import Kind
+from atoll.instance.engine import Engine, Stream
+from atoll.instance.model import CloudInit, Kind
 from atoll.network.model import Network, Port
 from atoll.operation.events import Events
 from atoll.operation.runner import Operations
@@ -62,6 +62,21 @@ class Host(Protocol):
         """What was found by trying: from before unless `refresh`; the first time it may take a minute."""
 
 
+class Seeds(Protocol):
+    async def put(self, project: str, given: CloudInit) -> str:
+        """Keep what was given for cloud-init; its id. Raises Invalid, Exhausted."""
+
+
+class Shell(Stream, Protocol):
+    def resize(self, columns: int, rows: int) -> None:
+        """Its terminal has that size now."""
+
+
+class Shells(Protocol):
+    async def open(self, view: InstanceView, *, user: str, columns: int, rows: int) -> Shell:
+        """Log in over the network. Raises Refused (there is no way in), Unreachable, Lacking."""
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """`file`: bytes of one pushed into a guest. `heartbeat`: seconds between signs of life on a silent stream."""
 
@@ -85,6 +100,8 @@ class Services:
     tokens: TokenBook
     host: Host
     memory: Callable[[], HostMemory]
+    seeds: Seeds
+    shells: Shells
     ready: Callable[[], bool] = lambda: True
     recipes: Sequence[RecipeView] = ()
     limits: Limits = field(default_factory=Limits)

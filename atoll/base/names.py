@@ -10,6 +10,8 @@ from atoll.base.errors import Invalid
 LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 """An RFC 1123 label in lower case: 1 to 63 letters, digits and inner hyphens."""
 _LABEL = re.compile(LABEL.removesuffix("$") + r"\Z")
+RECIPE = r"^[a-z0-9][a-z0-9-]{0,30}(/[a-z0-9][a-z0-9.-]{0,30})?$"
+"""A recipe's name: `tiny`, `debian/12`."""
 _FIRST = (
     "amber brave calm clear coral deep early fair fresh gentle keen light lively lucid mellow noble "
     "quick quiet rapid sandy silver smooth solid steady still sunny swift tidal warm wild"
@@ -28,6 +30,11 @@ def check_label(name: str, *, what: str = "name", field: str = "name") -> str:
             field=field,
         )
     return name
+
+
+def image_name(ref: str) -> str:
+    """The name of the image that a recipe makes: `debian-12` of `debian/12`. Other names stay as they are."""
+    return re.sub(r"[/.]", "-", ref) if re.fullmatch(RECIPE.removesuffix("$"), ref) else ref
 
 
 def make_up(taken: Iterable[str] = ()) -> str:

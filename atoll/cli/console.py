@@ -2,25 +2,32 @@
 
 import asyncio
 import contextlib
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from atoll.base import clock
+from atoll.base.errors import Lacking, Refused, Unreachable
 from atoll.base.units import parse_duration
 from atoll.cli import terminal
 from atoll.cli.commands import command
 from atoll.cli.completing import instances
 from atoll.cli.context import connect
+from atoll.cli.errors import plain
 from atoll.cli.settings import Settings
+from atoll.client.problems import NotRunning
 
 if TYPE_CHECKING:
-    from atoll.client import Console
+    from atoll.client import Client, Console
 
 ESCAPE = b"\x1d"
+LOGIN = 30.0
+"""Seconds of silence after the end of piped input until a login is given up: a slow guest needs some to begin."""
 LEAVE = "leave with ctrl-]"
 
 
@@ -45,27 +52,44 @@ def console(ctx: click.Context, name: str, linger: str) -> int:
     )
 
 
-@command("shell", examples=["atoll shell web"])
+@command("shell", examples=["atoll shell web", "atoll shell web --user debian", "atoll shell web --serial"])
 @click.argument("name", shell_complete=instances)
+@click.option("-u", "--user", default="root", show_default=True, help="Who logs in over the network.")
+@click.option("--serial", is_flag=True, help="On the serial console, without trying the network.")
 @click.pass_context
-def shell(ctx: click.Context, name: str) -> int:
-    """Log in to an instance, on its serial console: the guest agent's exec has no terminal.
+def shell(ctx: click.Context, name: str, user: str, serial: bool) -> int:
+    """Log in to an instance: by ssh from its host, with the project's own key, where its image has cloud-init and
+    sshd; else on its serial console.
 
     For a single command without logging in, use `atoll exec`.
     """
     settings = ctx.ensure_object(Settings)
+    if not serial:
+        try:
+            return attach(settings, name, linger=LOGIN, greeting=f"{user}@{name}", user=user)
+        except (Refused, Unreachable, Lacking) as error:
+            if isinstance(error, NotRunning):
+                raise
+            _say(settings, f"not over the network: {plain(error.message)}")
     greeting = f"shell on the console of {name}: log in; {LEAVE}; single commands: atoll exec {name} -- CMD"
     return attach(settings, name, linger=2.0, greeting=greeting, first=b"\r")
 
 
-def attach(settings: Settings, name: str, *, linger: float, greeting: str, first: bytes = b"") -> int:
-    """Returns the exit code. `first`: typed for the user, on a terminal only, to make a prompt appear."""
+def attach(
+    settings: Settings, name: str, *, linger: float, greeting: str, first: bytes = b"", user: str = ""
+) -> int:
+    """Returns the exit code. `first`: typed for the user, on a terminal only, to make a prompt appear. `user`: who
+    logs in over the network; "": the serial console."""
     stdin = sys.stdin.fileno()
     sys.stdout.flush()
 
     async def session(is_terminal: bool) -> int:
         with _ended_by_signals() as ended:
-            async with connect(settings) as client, client.instances.console(name) as channel:
+            async with (
+                connect(settings) as client,
+                _channel(client, name, user) as channel,
+                _followed(channel, user),
+            ):
                 if is_terminal:
                     _say(settings, greeting)
                     if first:
@@ -78,6 +102,32 @@ def attach(settings: Settings, name: str, *, linger: float, greeting: str, first
 
     with terminal.raw(stdin) as is_terminal:
         return asyncio.run(session(is_terminal))
+
+
+def _channel(client: "Client", name: str, user: str) -> "AbstractAsyncContextManager[Console]":
+    if not user:
+        return client.instances.console(name)
+    columns, rows = shutil.get_terminal_size()
+    return client.instances.shell(name, user=user, columns=columns, rows=rows)
+
+
+@contextlib.asynccontextmanager
+async def _followed(channel: "Console", user: str) -> AsyncIterator[None]:
+    """The size of our terminal, told to the other end as it changes."""
+    loop, tasks = asyncio.get_running_loop(), set()
+
+    def changed() -> None:
+        columns, rows = shutil.get_terminal_size()
+        tasks.add(task := asyncio.create_task(channel.resize(columns, rows)))
+        task.add_done_callback(tasks.discard)
+
+    if user:
+        loop.add_signal_handler(signal.SIGWINCH, changed)
+    try:
+        yield
+    finally:
+        if user:
+            loop.remove_signal_handler(signal.SIGWINCH)
 
 
 def _say(settings: Settings, text: str) -> None:

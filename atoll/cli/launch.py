@@ -8,11 +8,11 @@ import click
 import msgspec
 
 from atoll.base.errors import Absent, AtollError, Invalid, Unreachable
-from atoll.base.names import check_label, did_you_mean
+from atoll.base.names import check_label, did_you_mean, image_name
 from atoll.base.units import parse_duration
-from atoll.cli import keys, output
+from atoll.cli import keys, output, seeds
 from atoll.cli.commands import command
-from atoll.cli.completing import launchable, networks
+from atoll.cli.completing import images, launchable, networks
 from atoll.cli.context import run
 from atoll.cli.errors import plain
 from atoll.cli.listing import planned
@@ -20,7 +20,7 @@ from atoll.cli.progress import Waiting
 from atoll.cli.settings import Settings
 
 if TYPE_CHECKING:
-    from atoll.client import Client, InstanceSpec, InstanceView
+    from atoll.client import Client, CloudInit, InstanceSpec, InstanceView
 
 ADDRESS_TIME = 15.0
 """Seconds that a guest whose agent answers may take to have the addresses planned for it."""
@@ -42,9 +42,11 @@ ALIASES = {"disk": "root.size", "pool": "root.pool", "network": "nics"}
         "atoll launch tiny web -c 2 -m 1GiB --disk 10GiB",
         "atoll launch tiny db --set restart=always --set labels.role=db --set limits.cpu=1.5",
         "atoll launch tiny probe --machine microvm --no-wait",
+        "atoll launch debian/12 web --ssh-key ~/.ssh/id_ed25519.pub --cloud-init web.yaml",
+        "atoll launch --empty --disk 10GiB --cdrom installer --name new",
     ],
 )
-@click.argument("image", shell_complete=launchable)
+@click.argument("image", shell_complete=launchable, required=False, default="")
 @click.argument("name", required=False, default="")
 @click.option("-c", "--cpus", metavar="N", help="Virtual CPUs (1).")
 @click.option("-m", "--memory", metavar="SIZE", help="Memory (512MiB).")
@@ -55,6 +57,19 @@ ALIASES = {"disk": "root.size", "pool": "root.pool", "network": "nics"}
 @click.option("--set", "pairs", multiple=True, metavar="K=V", help="Any other setting, see below. Repeatable.")
 @click.option("--machine", metavar="TYPE", help="auto, q35, pc or microvm.")
 @click.option("--accel", metavar="KIND", help="auto, kvm or tcg.")
+@click.option("--firmware", metavar="KIND", help="auto, bios, uefi or direct.")
+@click.option("--hardware", metavar="KIND", help="virtio, or compatible: AHCI disk and e1000 NIC.")
+@click.option("--empty", is_flag=True, help="No image: an empty disk, for an installation.")
+@click.option(
+    "--cdrom", metavar="IMAGE", shell_complete=images, help="Image with an ISO file, in its CD-ROM drive."
+)
+@click.option("--boot-cdrom", is_flag=True, help="Boot the CD first, also where the disk can be booted.")
+@click.option("--name", "named", metavar="NAME", default="", help="The same as NAME.")
+@click.option("--ssh-key", "ssh_keys", multiple=True, metavar="FILE|KEY", help="Who may log in. Repeatable.")
+@click.option("--cloud-init", metavar="FILE", help="A #cloud-config for its cloud-init.")
+@click.option("--user-data", metavar="FILE", help="The same as any user-data: scripts, archives, includes.")
+@click.option("--vendor-data", metavar="FILE", help="Vendor-data for its cloud-init.")
+@click.option("--network-config", metavar="FILE", help="Network configuration for its cloud-init.")
 @click.option("--forkable", is_flag=True, help="Keep its memory so that it can be cloned while it runs.")
 @click.option("--no-start", is_flag=True, help="Create it, leave it stopped.")
 @click.option("--no-wait", is_flag=True, help="Return once the daemon has accepted; prints the operation.")
@@ -65,24 +80,39 @@ ALIASES = {"disk": "root.size", "pool": "root.pool", "network": "nics"}
 def launch(ctx: click.Context, /, image: str, name: str, **options: Any) -> None:
     """Create an instance from IMAGE and start it. Without NAME it gets one.
 
-    Returns once the agent in it answers. An IMAGE that is not there but can be built (`atoll image recipes`) is
-    built first. Ctrl-C takes back what was begun; once the instance runs, it only ends the wait for its agent.
+    Returns once the agent in it answers and cloud-init, where it has that, is done. An IMAGE that is not there but
+    can be built (`atoll image recipes`) is built first. Ctrl-C takes back what was begun; once the instance runs,
+    it only ends the wait.
 
     Settings for --set are the keys of `atoll show NAME -o json` under instance.spec, with dots: restart=no,
     on-failure or always; limits.cpu=1.5; limits.cpu_weight=200; autostart.order=5; autostart.delay=10s;
     root.pool=fast; labels.role=web; description="a web server".
     """
     settings = ctx.ensure_object(Settings)
+    image, name = _image_and_name(image, name, options)
     if name:
         check_label(name, what="name of an instance")
-    spec = spec_of(image, options)
+    spec, given = spec_of(image, options), seeds.given(options)
     patience = parse_duration(options["ready_timeout"], field="--ready-timeout")
     if patience > LONGEST_WAIT:
         raise Invalid("an hour is the longest wait for an agent", hint="--no-wait", field="--ready-timeout")
     start, wait = not options["no_start"], not options["no_wait"]
-    view = run(settings, lambda client: _launch(client, settings, spec, name, start, wait, patience))
+    view = run(settings, lambda client: _launch(client, settings, spec, given, name, start, wait, patience))
     if view is not None:
         output.emit(settings, view, lambda: None)
+
+
+def _image_and_name(image: str, name: str, options: dict[str, Any]) -> tuple[str, str]:
+    """With --empty there is no image, and the first word is the name. Raises Invalid."""
+    if options["empty"]:
+        if name:
+            raise Invalid("--empty means without an image", hint="atoll launch --empty NAME", field="image")
+        image, name = "", image
+    elif not image:
+        raise Invalid("missing argument 'IMAGE'", hint="atoll launch --help, or --empty without one", field="image")
+    if name and options["named"] not in ("", name):
+        raise Invalid("two names are given", field="--name")
+    return image, name or options["named"]
 
 
 def spec_of(image: str, options: dict[str, Any]) -> "InstanceSpec":
@@ -97,14 +127,20 @@ def spec_of(image: str, options: dict[str, Any]) -> "InstanceSpec":
             ("disk", "root.size"),
             ("machine", "machine"),
             ("accel", "accel"),
+            ("firmware", "firmware"),
+            ("hardware", "hardware"),
+            ("cdrom", "cdrom"),
         )
-        if options[option] is not None
+        if options.get(option) is not None
     ]
     wanted = keys.parse([*pairs, *options["pairs"]], InstanceSpec, aliases=ALIASES, elsewhere=ELSEWHERE)
     if options["nets"]:
         wanted["nics"] = [{"network": net} for net in options["nets"]]
-    if options["forkable"]:
-        wanted["forkable"] = True
+    for flag in ("forkable", "boot_cdrom"):
+        if options.get(flag):
+            wanted[flag] = True
+    if options.get("ssh_keys"):
+        wanted["ssh_keys"] = [seeds.public_key(each) for each in options["ssh_keys"]]
     try:
         return msgspec.convert({**wanted, "image": image}, InstanceSpec)
     except msgspec.ValidationError as error:
@@ -116,14 +152,16 @@ async def _launch(
     client: "Client",
     settings: Settings,
     spec: "InstanceSpec",
+    given: "CloudInit | None",
     name: str,
     start: bool,
     wait: bool,
     patience: float,
 ) -> "InstanceView | None":
     async with Waiting(client, settings, steps=True) as waiting:
-        await ensure_image(client, waiting, spec.image)
-        operation = await client.instances.launch(spec, name=name, start=start)
+        if spec.image:
+            await ensure_image(client, waiting, spec.image)
+        operation = await client.instances.launch(spec, name=name, start=start, cloud_init=given)
         name = operation.subject.name
         if not wait:
             output.emit(settings, operation, lambda: click.echo(_accepted(settings, name, operation.id)))
@@ -133,6 +171,9 @@ async def _launch(
         if start and view.status.state == "running" and await _has_agent(client, view):
             waiting.say(f"{name} runs, waiting for its agent")
             view = await _until_ready(client, view, patience)
+            if view.instance.hardware.seed:
+                waiting.say(f"{name} runs, waiting for its cloud-init")
+                await seeds.until_done(client, name, patience)
     if settings.output == "table":
         click.echo(plain(name if settings.quiet else await _summary(client, view)))
     return view
@@ -149,17 +190,18 @@ async def ensure_image(client: "Client", waiting: Waiting, name: str) -> None:
     """
     if name.startswith("sha256:"):
         return
+    recipe, name = name, image_name(name)
     try:
         await client.images.get(name)
     except Absent as absent:
         recipes = [recipe.name for recipe in await client.images.recipes()]
-        if name not in recipes:
+        if recipe not in recipes:
             known = {image.name for image in await client.images.list()} | set(recipes)
             hint = did_you_mean(name, sorted(known)) or "see atoll image list and atoll image recipes"
             raise Absent(absent.message, hint=hint, field="image") from absent
         waiting.print(f"image {name} is not there yet: building it")
         try:
-            await waiting.wait(await client.images.build(name), f"building {name}")
+            await waiting.wait(await client.images.build(recipe), f"building {recipe}")
         except AtollError as error:
             try:
                 await client.images.get(name)
@@ -169,8 +211,10 @@ async def ensure_image(client: "Client", waiting: Waiting, name: str) -> None:
 
 async def _has_agent(client: "Client", view: "InstanceView") -> bool:
     """Whether its image has an agent to wait for; taken for granted where the image has no name any more."""
+    if not view.instance.image:
+        return False
     try:
-        image = await client.images.get(view.instance.spec.image)
+        image = await client.images.get(image_name(view.instance.spec.image))
     except AtollError:
         return True
     return image.digest != view.instance.image or image.manifest.agent

@@ -1,14 +1,14 @@
 """`atoll show`."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from atoll.base.errors import AtollError
 from atoll.base.units import show_size
-from atoll.cli import output
+from atoll.cli import output, seeds
 from atoll.cli.commands import command
 from atoll.cli.completing import instances
 from atoll.cli.context import run
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 AGENT_TIME = 3.0
 """Seconds that the agent of a guest may take to tell its addresses: a courtesy, not worth a long wait."""
 Addresses = Mapping[str, tuple[str, ...]]
+Rows = Sequence[tuple[str, str]]
 
 
 @command("show", examples=["atoll show web", "atoll show web -o json | jq .status.state"])
@@ -29,23 +30,35 @@ Addresses = Mapping[str, tuple[str, ...]]
 def show(ctx: click.Context, name: str) -> None:
     """Tell everything about an instance: settings, state, hardware, addresses, how it last ended."""
     settings = ctx.ensure_object(Settings)
-    view, inside = run(settings, lambda client: _read(client, name, ask=settings.output == "table"))
-    output.emit(settings, view, lambda: output.write_sections(sections(view, inside)))
+    view, inside, more = run(settings, lambda client: _read(client, name, ask=settings.output == "table"))
+    output.emit(settings, view, lambda: output.write_sections(sections(view, inside, more)))
 
 
-async def _read(client: "Client", name: str, *, ask: bool) -> tuple["InstanceView", Addresses]:
+async def _read(client: "Client", name: str, *, ask: bool) -> tuple["InstanceView", Addresses, Rows]:
+    """The record; what the guest tells of its addresses; rows of what only a running one has."""
     view = await client.instances.get(name)
     if not ask or view.status.state != "running":
-        return view, {}
+        return view, {}, []
+    more = [("screen", await _screen(client, name))]
+    if view.instance.hardware.seed:
+        more.append(("cloud-init", await seeds.told(client, name, AGENT_TIME)))
     try:
-        return view, await asyncio.wait_for(client.instances.addresses(name), AGENT_TIME)
+        return view, await asyncio.wait_for(client.instances.addresses(name), AGENT_TIME), more
     except (AtollError, TimeoutError):
-        return view, {}
+        return view, {}, more
 
 
-def sections(view: "InstanceView", inside: Addresses) -> list[Section]:
+async def _screen(client: "Client", name: str) -> str:
+    try:
+        return f"VNC on {(await client.instances.display(name)).vnc}"
+    except AtollError:
+        return ""
+
+
+def sections(view: "InstanceView", inside: Addresses, more: Rows = ()) -> list[Section]:
     """What `show` prints. `inside`: by MAC, the addresses that the guest itself tells."""
-    return [_head(view), _wanted(view), _hardware(view), _nics(view, inside), _labels(view), _ended(view)]
+    now = Section("now", more)
+    return [_head(view), now, _wanted(view), _hardware(view), _nics(view, inside), _labels(view), _ended(view)]
 
 
 def _head(view: "InstanceView") -> Section:
@@ -59,7 +72,7 @@ def _head(view: "InstanceView") -> Section:
             ("project", view.project),
             ("description", view.instance.spec.description),
             ("state", f"{status.state}{reason}, for {output.age(status.since)}"),
-            ("image", f"{view.instance.spec.image} ({view.instance.image[:19]})"),
+            ("image", f"{view.instance.spec.image} ({view.instance.image[:19]})" if view.instance.image else ""),
             ("id", view.id),
             ("created", f"{output.local_time(view.instance.created)} ({output.age(view.instance.created)} ago)"),
             ("host", status.host),
@@ -98,6 +111,9 @@ def _hardware(view: "InstanceView") -> Section:
         [
             ("machine", f"{hardware.machine} ({hardware.arch}, {hardware.accel})"),
             ("cpu", hardware.cpu),
+            ("boots", _boots(view)),
+            ("devices", hardware.style if hardware.style != "virtio" else ""),
+            ("cd-rom", (view.instance.spec.cdrom or "empty") if hardware.cdrom else ""),
             ("grows to", f"{hardware.max_cpus} cpus, {show_size(hardware.max_memory)}"),
             *(
                 (
@@ -108,6 +124,11 @@ def _hardware(view: "InstanceView") -> Section:
             ),
         ],
     )
+
+
+def _boots(view: "InstanceView") -> str:
+    way = {"direct": "its kernel directly", "bios": "by BIOS", "uefi": "by UEFI"}[view.instance.hardware.firmware]
+    return f"{way} ({view.instance.hardware.uefi})" if view.instance.hardware.uefi else way
 
 
 def _sized(size: int, number: int) -> str:

@@ -7,8 +7,9 @@ from atoll.client.problems import NotRunning
 from atoll.client.wire import HostView, NetworkView, NewToken, PoolView, Pushed, RecipeView, Token
 from atoll.image.model import Image
 from atoll.instance.book import InstanceView
+from atoll.instance.cloudstate import CloudState
 from atoll.instance.engine import Outcome, Stats
-from atoll.instance.model import InstanceSpec, NicSpec, State
+from atoll.instance.model import CloudInit, InstanceSpec, NicSpec, State
 from atoll.instance.verbs.args import Changes
 from atoll.operation.model import News, Operation, OperationStatus, Progress
 from atoll.storage.model import Volume
@@ -16,6 +17,8 @@ from atoll.storage.model import Volume
 __all__ = [
     "Changes",
     "Client",
+    "CloudInit",
+    "CloudState",
     "Console",
     "Endpoint",
     "HostView",

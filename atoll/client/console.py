@@ -1,5 +1,7 @@
 """A guest's serial console over a WebSocket."""
 
+import json
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from atoll.base.errors import Unreachable
@@ -31,6 +33,11 @@ class Console:
             await self._socket.send_bytes(data)
         except ConnectionError as error:
             raise Unreachable("the console's connection broke") from error
+
+    async def resize(self, columns: int, rows: int) -> None:
+        """Of a login over the network: its terminal has another size now."""
+        with suppress(ConnectionError):
+            await self._socket.send_str(json.dumps({"columns": columns, "rows": rows}))
 
     async def close(self) -> None:
         await self._socket.close()

@@ -5,10 +5,11 @@ from contextlib import asynccontextmanager
 
 from atoll.client.console import Console
 from atoll.client.transport import Query, Transport, decode, path_of
-from atoll.client.wire import ExecBody, LaunchBody, Pushed, RenameBody, RestartBody, StopBody
+from atoll.client.wire import ExecBody, LaunchBody, Pushed, RenameBody, RestartBody, Screen, StopBody
 from atoll.instance.book import InstanceView
+from atoll.instance.cloudstate import CloudState
 from atoll.instance.engine import Outcome, Stats
-from atoll.instance.model import InstanceSpec, State
+from atoll.instance.model import CloudInit, InstanceSpec, State
 from atoll.instance.verbs.args import GRACE, Changes
 from atoll.operation.model import Operation
 
@@ -41,9 +42,17 @@ class Instances:
     async def get(self, name: str) -> InstanceView:
         return await self._transport.request("GET", self._path(name), InstanceView)
 
-    async def launch(self, spec: InstanceSpec, *, name: str = "", start: bool = True, key: str = "") -> Operation:
+    async def launch(
+        self,
+        spec: InstanceSpec,
+        *,
+        name: str = "",
+        start: bool = True,
+        key: str = "",
+        cloud_init: CloudInit | None = None,
+    ) -> Operation:
         """The operation's subject has the name, also a made-up one. `key`: an Idempotency-Key of your own."""
-        body = LaunchBody(name=name or None, start=start, spec=spec)
+        body = LaunchBody(name=name or None, start=start, spec=spec, cloud_init=cloud_init)
         return await self._transport.change("POST", self._path(), Operation, body=body, key=key)
 
     async def change(self, name: str, changes: Changes, *, revision: int = 0) -> Operation:
@@ -132,6 +141,29 @@ class Instances:
     async def addresses(self, name: str) -> dict[str, tuple[str, ...]]:
         """By MAC: the addresses that the guest itself has."""
         return await self._transport.request("GET", self._path(name, "addresses"), dict[str, tuple[str, ...]])
+
+    async def screenshot(self, name: str) -> bytes:
+        """What is on its screen now, as PNG."""
+        return await self._transport.request("GET", self._path(name, "screenshot"), bytes)
+
+    async def display(self, name: str) -> Screen:
+        """Where its screen is served as VNC on its host."""
+        return await self._transport.request("GET", self._path(name, "display"), Screen)
+
+    async def cloud_init(self, name: str) -> CloudState:
+        """How far cloud-init is in it, and what failed."""
+        return await self._transport.request("GET", self._path(name, "cloud-init"), CloudState)
+
+    async def eject(self, name: str) -> Operation:
+        return await self._act(name, "eject")
+
+    @asynccontextmanager
+    async def shell(self, name: str, *, user: str, columns: int, rows: int) -> AsyncIterator[Console]:
+        """A login over the network, from its host. Raises Refused, Unreachable at the first read where there is
+        no way in."""
+        query: Query = {"user": user, "columns": columns, "rows": rows}
+        async with self._transport.websocket(self._path(name, "shell"), query) as socket:
+            yield Console(socket)
 
     @asynccontextmanager
     async def console(self, name: str) -> AsyncIterator[Console]:

@@ -7,7 +7,8 @@ from msgspec import Meta
 
 from atoll.base.clock import Timestamp
 from atoll.base.ids import HostId
-from atoll.instance.model import InstanceSpec, Label
+from atoll.base.names import RECIPE
+from atoll.instance.model import CloudInit, InstanceSpec, Label
 from atoll.instance.verbs.args import GRACE, Grace
 from atoll.network.model import Network, Port
 from atoll.storage.model import Capacity, Pool
@@ -23,11 +24,13 @@ MAX_WAIT = 60.0
 
 
 class LaunchBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`name`: one is made up where none is given. `start` false: create it, leave it stopped."""
+    """`name`: one is made up where none is given. `start` false: create it, leave it stopped. `cloud_init` is kept
+    as a secret: no answer shows it."""
 
     name: Label | None = None
     start: bool = True
     spec: InstanceSpec
+    cloud_init: CloudInit | None = None
 
 
 class RestartBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,7 +62,7 @@ class ExecBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class BuildBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`name`: of the image; the recipe's own where none is given."""
 
-    recipe: Label
+    recipe: Annotated[str, Meta(pattern=RECIPE, description="a recipe's name, as in debian/12")]
     name: Label | None = None
 
 
@@ -135,6 +138,12 @@ class RecipeView(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     description: str = ""
+
+
+class Screen(msgspec.Struct, frozen=True, kw_only=True):
+    """`vnc`: path of the unix socket on the instance's host that speaks RFB."""
+
+    vnc: str
 
 
 class Pushed(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,17 +27,21 @@ from atoll.image.recipes.registry import RECIPES
 from atoll.image.verbs import Build, DeleteImage, PruneImages, RenameImage, image_undoers
 from atoll.instance.admission import HostMemory
 from atoll.instance.book import InstanceBook
+from atoll.instance.boots import Boots
 from atoll.instance.catalog import Catalog
 from atoll.instance.engines.qemu.engine import Qemu
 from atoll.instance.here import Here
 from atoll.instance.keeper import Keeper
 from atoll.instance.model import Kind, State
+from atoll.instance.seeds import SeedBook
+from atoll.instance.shell import Shells
 from atoll.instance.supplies import Supplies
 from atoll.instance.uids import Uids
 from atoll.instance.undoers import undoers
 from atoll.instance.verbs.change import Rename, Set
 from atoll.instance.verbs.delete import Delete
 from atoll.instance.verbs.launch import Launch
+from atoll.instance.verbs.media import Eject
 from atoll.instance.verbs.power import Pause, Restart, Resume, Revive, Start, Stop
 from atoll.network.book import NetworkBook
 from atoll.network.naming import run_directory
@@ -102,8 +106,7 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
         await storage.ensure_default()
         await pools.open()
         realised = Realised(Site(me.tag, run_directory(me.tag), local))
-        await _default_network(networks)
-        await realised.withdraw(keep=[network.id for network in await networks.all()])
+        await _networks(networks, realised)
 
         kernels = Kernels(library)
         probe = kernels.probe = AccelProbe(paths.state / "accel.json", kernels)
@@ -111,12 +114,14 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
         await kernels.changed()
         engine = _engine(paths, me.tag, probe)
         held.push_async_callback(engine.close)
+        boots = Boots(paths.state / "instances", library, SeedBook(shared))
         supplies = Supplies(
-            shared, images, library, storage, pools, networks, realised.driver, me.id, asyncio.Lock()
+            shared, images, library, storage, pools, networks, realised.driver, me.id, asyncio.Lock(), boots
         )
         uids = Uids(local, me.tag) if os.geteuid() == 0 else None
         memory = MemoryNow(parse_size(config.limits.memory_reserve), config.limits.memory_overcommit)
-        here = Here(me.id, InstanceBook(shared), {Kind.VM: engine}, supplies, uids, memory, events)
+        book = await _swept(InstanceBook(shared), boots)
+        here = Here(me.id, book, {Kind.VM: engine}, supplies, uids, memory, events)
         _teach(operations, here, library, kernels)
         catalog = await held.enter_async_context(Catalog(shared))
         keeper = Keeper(here, operations)
@@ -136,6 +141,8 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
             host=HostView(paths.state, probe),
             memory=memory,
             ready=lambda: operations.settled,
+            seeds=boots.seeds,
+            shells=Shells(boots),
             recipes=tuple(RecipeView(name=name, description=about(recipe)) for name, recipe in RECIPES.items()),
         )
         yield Atoll(services, local, keeper, engine, probe, library, realised, rebooted)
@@ -144,6 +151,12 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
 def about(recipe: Recipe) -> str:
     """A recipe's first words about itself."""
     return (getattr(sys.modules[recipe.__module__], "__doc__", "") or "").strip().partition("\n")[0]
+
+
+async def _swept(book: InstanceBook, boots: Boots) -> InstanceBook:
+    """The instances' book, once the secrets of launches that never came to be are gone."""
+    await boots.seeds.sweep({view.instance.seed for view in await book.all()})
+    return book
 
 
 def _teach(operations: Operations, here: Here, library: Library, kernels: Kernels) -> None:
@@ -158,6 +171,7 @@ def _teach(operations: Operations, here: Here, library: Library, kernels: Kernel
         Delete(here),
         Set(here),
         Rename(here),
+        Eject(here),
         undoers=undoers(here),
     )
     operations.know(
@@ -201,9 +215,11 @@ async def boot_done(local: Store) -> None:
     await local.commit(Txn(put={BOOT: identity.boot_id().encode()}))
 
 
-async def _default_network(networks: NetworkBook) -> None:
-    """A bridge where this daemon may make one, user-mode networking for an ordinary user."""
+async def _networks(networks: NetworkBook, realised: Realised) -> None:
+    """The default network: a bridge where this daemon may make one, user-mode networking for an ordinary user.
+    What this host still has of networks without a record goes."""
     if os.geteuid() == 0:
         await networks.ensure_default("default", "bridge", plans_addresses=True, taken=await routes())
     else:
         await networks.ensure_default("default", "user", plans_addresses=False)
+    await realised.withdraw(keep=[network.id for network in await networks.all()])

@@ -18,7 +18,7 @@ import msgspec
 from atoll.base.clock import now
 from atoll.base.errors import Absent, Bug, Conflict, Exists, Invalid, Refused
 from atoll.base.ids import Digest, VolumeId
-from atoll.base.names import check_label, did_you_mean
+from atoll.base.names import check_label, did_you_mean, image_name
 from atoll.image.digest import canonical, digest_of, read_manifest
 from atoll.image.model import Image, ImageState, ImageUse, Manifest
 from atoll.store.api import ABSENT, Entry, Key, Revision, Store, Txn, read_all
@@ -66,6 +66,7 @@ class ImageBook:
 
         Raises Absent with what may have been meant, Invalid where several digests begin so.
         """
+        ref = image_name(ref)
         for owner in (project, SHARED):
             if view := await self._own(owner, ref):
                 return view

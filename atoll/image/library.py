@@ -23,17 +23,18 @@ from atoll.image.recipes.recipe import Built, Progress, Recipe
 from atoll.storage.model import Layer
 
 FORMATS = frozenset({"raw", "qcow2"})
-ROLES = frozenset({"disk", "kernel", "initrd"})
+ROLES = frozenset({"disk", "kernel", "initrd", "iso"})
 
 
 class Realised(msgspec.Struct, frozen=True, kw_only=True):
     """An image as this host has it. `base`: the layers of a thin clone below its own; `kernel` and `initrd`:
-    paths, "" where it boots from its disk."""
+    paths, "" where it boots from its disk. `iso`: path of a CD's content. Without a disk `base` is empty."""
 
     manifest: Manifest
     base: tuple[Layer, ...]
     kernel: str = ""
     initrd: str = ""
+    iso: str = ""
 
 
 class Pruned(msgspec.Struct, frozen=True):
@@ -84,9 +85,10 @@ class Library:
         if not self.present(manifest):
             raise Absent(f"the content of image {digest} is not on this host", hint="build the image again")
         paths = {role: str(self.blobs.path(file.digest)) for role, file in manifest.files.items()}
-        base = Layer(paths["disk"], manifest.files["disk"].format, read_only=True)
-        kernel, initrd = paths.get("kernel", ""), paths.get("initrd", "")
-        return Realised(manifest=manifest, base=(base,), kernel=kernel, initrd=initrd)
+        disk = manifest.files.get("disk")
+        base = (Layer(paths["disk"], disk.format, read_only=True),) if disk else ()
+        others = {role: paths.get(role, "") for role in ("kernel", "initrd", "iso")}
+        return Realised(manifest=manifest, base=base, **others)
 
     def recipe(self, name: str) -> Recipe:
         """Raises Absent."""
@@ -122,10 +124,9 @@ class Library:
         had been taken in is removed again then.
         """
         check_label(name)
-        if "disk" not in built.files or built.files.keys() - ROLES:
-            raise Invalid(
-                f"an image has a disk, and may have kernel and initrd, not {', '.join(sorted(built.files))}"
-            )
+        if not built.files.keys() & {"disk", "iso"} or built.files.keys() - ROLES:
+            given = ", ".join(sorted(built.files))
+            raise Invalid(f"an image has a disk or an ISO, and may have kernel and initrd, not {given}")
         kept: dict[str, File] = {}
         try:
             for role, path in sorted(built.files.items()):
@@ -137,6 +138,7 @@ class Library:
                 agent=built.agent,
                 min_memory=built.min_memory,
                 source=built.source,
+                firmware=built.firmware,
             )
             image = await self.book.record(project, name, manifest)
         except BaseException:

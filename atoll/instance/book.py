@@ -12,6 +12,7 @@ from atoll.base.names import did_you_mean
 from atoll.instance.model import Instance, InstanceStatus, Power
 from atoll.store.api import ABSENT, Entry, Key, Revision, Store, Txn, View, read_all
 
+SEEDS = Key("/seeds/")
 DEFINITIONS = Key("/instances/")
 STATUSES = Key("/instance-status/")
 NAMES = Key("/instance-names/")
@@ -58,6 +59,11 @@ def load_status(_: Key, entry: Entry) -> tuple[InstanceStatus, Revision]:
     return msgspec.json.decode(entry.value, type=InstanceStatus), entry.revision
 
 
+def seed_key(id: str) -> Key:
+    """Of the secret that goes with an instance; its content is seeds.py's."""
+    return Key(SEEDS + id)
+
+
 class InstanceBook:
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -69,10 +75,11 @@ class InstanceBook:
         return Txn(expect=dict.fromkeys(keys, ABSENT), put=dict(zip(keys, values, strict=True)))
 
     def releasing(self, view: InstanceView) -> Txn:
-        """The part of a commit that removes its records."""
+        """The part of a commit that removes its records, secrets too."""
+        seed = {seed_key(view.instance.seed)} if view.instance.seed else set()
         return Txn(
             expect={definition(view.id): view.revision},
-            delete=frozenset({definition(view.id), status(view.id), name_of(view.project, view.name)}),
+            delete=frozenset({definition(view.id), status(view.id), name_of(view.project, view.name)} | seed),
         )
 
     async def get(self, project: str, name: str) -> InstanceView:

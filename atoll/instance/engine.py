@@ -5,12 +5,12 @@ object over the same directory finds them with `adopt`.
 """
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
 from atoll.base.ids import Bytes, Generation, InstanceId
-from atoll.instance.model import BootPlan, Disk, Exit, Hardware, Kind, Limits, Nic, State
+from atoll.instance.model import BootPlan, Disk, Exit, Hardware, Kind, Limits, Nic, State, Style
 
 
 class EngineTraits(msgspec.Struct, frozen=True):
@@ -27,7 +27,8 @@ class EngineTraits(msgspec.Struct, frozen=True):
 class Furnish(msgspec.Struct, frozen=True, kw_only=True):
     """What hardware an instance shall be born with. `arch`, `machine`: the image's wish where the user has none.
 
-    `disks` (the first is the root) and `nics` come with slot 0: the engine gives each its place.
+    `disks` (the first is the root) and `nics` come with slot 0: the engine gives each its place. The others are as
+    in Hardware.
     """
 
     arch: str
@@ -37,6 +38,11 @@ class Furnish(msgspec.Struct, frozen=True, kw_only=True):
     memory: Bytes
     disks: tuple[Disk, ...]
     nics: tuple[Nic, ...]
+    firmware: Literal["bios", "uefi", "direct"] = "direct"
+    uefi: str = ""
+    style: Style = "virtio"
+    cdrom: bool = False
+    seed: bool = False
 
 
 class Observed(msgspec.Struct, frozen=True):
@@ -177,3 +183,12 @@ class Measures(Protocol):
 class Displays(Protocol):
     async def display(self, guest: InstanceId) -> str:
         """The path of the unix socket on which its screen is served as VNC. Raises Absent, Refused."""
+
+    async def screenshot(self, guest: InstanceId) -> bytes:
+        """What is on its screen now, as PNG. Raises Absent, Refused (it has none), Broken, Unreachable."""
+
+
+@runtime_checkable
+class Ejects(Protocol):
+    async def eject(self, guest: InstanceId) -> None:
+        """Take out what is in its CD-ROM drive, locked or not. An empty drive is success. Raises Absent, Broken."""

@@ -83,7 +83,7 @@ class Here:
         uid = await self.owner(view)
         nics = await self.supplies.plug(view, owner=uid)
         disks = await self.supplies.attach(view)
-        boot, agent = await self.supplies.boot(view)
+        booting = await self.supplies.boot(view)
         plan = BootPlan(
             id=view.id,
             project=view.project,
@@ -95,10 +95,13 @@ class Here:
             limits=view.instance.spec.limits,
             disks=disks,
             nics=nics,
-            boot=boot,
-            agent=agent,
+            boot=booting.boot,
+            agent=booting.agent,
             forkable=view.instance.spec.forkable,
             uid=uid,
+            uefi=booting.uefi,
+            cdrom=booting.cdrom,
+            seed=booting.seed,
         )
         end = UndoStep("guest.end", {"id": view.id, "generation": str(view.status.generation)})
         await work.step("start", end, percent=70)
@@ -176,6 +179,7 @@ class Here:
             now = await self.book.by_id(view.id)
             return self.book.releasing(now) if now else Txn()
 
+        await self.supplies.boots.remove(view.id)
         if self.uids:
             await self.uids.release(view.id)
         await self.supplies.release(view, records)

@@ -10,7 +10,7 @@ from atoll.base.clock import Timestamp
 from atoll.base.errors import Refused
 from atoll.base.ids import Bytes, Digest, Generation, HostId, InstanceId, OperationId, PortId, VolumeId
 from atoll.base.names import LABEL
-from atoll.base.units import MiB
+from atoll.base.units import KiB, MiB
 from atoll.network.model import Plugged
 from atoll.storage.model import Attachment
 
@@ -90,12 +90,45 @@ class NicSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 Cpus = Annotated[int, Meta(ge=1, le=1024)]
 Machine = Literal["auto", "q35", "pc", "microvm"]
 Accel = Literal["auto", "kvm", "tcg"]
+Firmware = Literal["auto", "bios", "uefi", "direct"]
+"""What starts a guest: firmware and the bootloader of its own disk, or its kernel directly (`auto`: the quickest
+that its image can)."""
+Style = Literal["virtio", "compatible"]
+"""`compatible`: AHCI disks and an e1000 NIC, for systems without virtio drivers."""
+SshKey = Annotated[
+    str,
+    Meta(
+        pattern=r"^(ssh-|ecdsa-|sk-)[a-z0-9@.-]+ [A-Za-z0-9+/]+={0,3}( [^\x00-\x1f]*)?$",
+        max_length=8192,
+        description="a public key, as in authorized_keys",
+    ),
+]
+
+
+CLOUD_INIT_MAX = 48 * KiB
+"""Bytes of all that a user gives for cloud-init: it is one record of the store."""
+Part = Annotated[str, Meta(max_length=CLOUD_INIT_MAX)]
+
+
+class CloudInit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a user gives for cloud-init. It may hold passwords: a secret record, never shown again."""
+
+    user_data: Part = ""
+    vendor_data: Part = ""
+    network_config: Part = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.user_data or self.vendor_data or self.network_config)
 
 
 class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What its user wants. Written by users, read by the owning host."""
+    """What its user wants. Written by users, read by the owning host.
 
-    image: Annotated[str, Meta(min_length=1, max_length=255)]
+    `image` "": an empty disk. `cdrom`: an image with an ISO file, in its drive; `boot_cdrom`: it comes first, else
+    it is booted where the disk cannot be. `ssh_keys`: for its first user, by cloud-init.
+    """
+
+    image: Annotated[str, Meta(max_length=255)]
     kind: Kind = Kind.VM
     cpus: Cpus = 1
     memory: Size = Bytes(512 * MiB)
@@ -104,6 +137,11 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     root: DiskSpec = DiskSpec()
     nics: Annotated[tuple[NicSpec, ...], Meta(max_length=8)] = (NicSpec(),)
     forkable: bool = False
+    firmware: Firmware = "auto"
+    hardware: Style = "virtio"
+    cdrom: Annotated[str, Meta(max_length=255)] = ""
+    boot_cdrom: bool = False
+    ssh_keys: Annotated[tuple[SshKey, ...], Meta(max_length=32)] = ()
     limits: Limits = Limits()
     restart: Restart = Restart.NO
     autostart: Autostart = Autostart()
@@ -135,7 +173,8 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True):
     """Resolved and recorded at birth: neither an upgrade of QEMU nor another host ever changes it.
 
     `machine`: the versioned type ("pc-q35-7.2"). `cpu`: model and flags as QEMU takes them. `max_memory`,
-    `max_cpus`: how far it can grow while it runs.
+    `max_cpus`: how far it can grow while it runs. `uefi`: the firmware build that its variable store belongs to.
+    `cdrom`: it has a drive. `seed`: it has a disk that tells its cloud-init who it is.
     """
 
     arch: str
@@ -146,10 +185,19 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True):
     max_memory: Bytes
     disks: tuple[Disk, ...]
     nics: tuple[Nic, ...]
+    firmware: Literal["bios", "uefi", "direct"] = "direct"
+    uefi: str = ""
+    style: Style = "virtio"
+    cdrom: bool = False
+    seed: bool = False
 
 
 class Instance(msgspec.Struct, frozen=True, kw_only=True):
-    """The definition record: the cluster's, without a path, link or pid."""
+    """The definition record: the cluster's, without a path, link or pid. `image` "": it began with an empty disk.
+
+    `seed`: the secret record of what its user gave for cloud-init, "" where nothing was given. `cdrom`: the digest
+    of what is in its drive, "" where that is empty.
+    """
 
     id: InstanceId
     project: str
@@ -158,6 +206,8 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     hardware: Hardware
     image: Digest
     created: Timestamp
+    seed: str = ""
+    cdrom: Digest = Digest("")
 
 
 class Exit(msgspec.Struct, frozen=True):
@@ -203,6 +253,20 @@ class DirectBoot(msgspec.Struct, frozen=True):
     cmdline: str
 
 
+class UefiPlan(msgspec.Struct, frozen=True):
+    """Paths on this host: the shared code, and the guest's own variable store."""
+
+    code: str
+    variables: str
+
+
+class CdromPlan(msgspec.Struct, frozen=True):
+    """`iso`: path of what is in the drive, "" for an empty one. `first`: booted before the disk."""
+
+    iso: str = ""
+    first: bool = False
+
+
 class DiskPlan(msgspec.Struct, frozen=True):
     serial: str
     slot: int
@@ -219,7 +283,8 @@ class BootPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an engine needs, already resolved: no names left to look up. It can be encoded and sent.
 
     `cpus` and `memory` are what it starts with (limits in `limits`); `uid`: the unprivileged user it runs as,
-    None for our own.
+    None for our own. `boot` None: its firmware finds a bootloader; `uefi` None: that is the BIOS. `seed`: path of
+    the cloud-init disk, "" for none.
     """
 
     id: InstanceId
@@ -232,7 +297,10 @@ class BootPlan(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
     disks: tuple[DiskPlan, ...]
     nics: tuple[NicPlan, ...]
-    boot: DirectBoot
+    boot: DirectBoot | None
     agent: bool
     forkable: bool
     uid: int | None
+    uefi: UefiPlan | None = None
+    cdrom: CdromPlan | None = None
+    seed: str = ""

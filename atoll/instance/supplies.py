@@ -11,10 +11,12 @@ from atoll.base.errors import Absent, AtollError
 from atoll.base.ids import Bytes, Digest, HostId, NetworkId, PortId, VolumeId, new_uuid
 from atoll.image.book import ImageBook, ImageView
 from atoll.image.library import Library
-from atoll.image.model import Image, ImageUse
+from atoll.image.model import Image, ImageUse, Manifest
 from atoll.instance.admission import HOLDING
 from atoll.instance.book import InstanceView
-from atoll.instance.model import DirectBoot, DiskPlan, InstanceSpec, NicPlan
+from atoll.instance.boots import Booting, Boots
+from atoll.instance.model import DiskPlan, InstanceSpec, NicPlan
+from atoll.instance.seed import Lan
 from atoll.network.book import NetworkBook
 from atoll.network.model import Network, Port
 from atoll.network.network import NetworkDriver
@@ -31,13 +33,19 @@ log = logging.getLogger(__name__)
 class Sources:
     """The records a launch draws from, as read; its claim holds only while they stay as they are."""
 
-    found: ImageView
+    found: ImageView | None
     pool: PoolView
     networks: tuple[Network, ...]
+    cd: ImageView | None = None
 
     @property
-    def image(self) -> Image:
-        return self.found.image
+    def image(self) -> Image | None:
+        return self.found.image if self.found else None
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """None: it begins with an empty disk."""
+        return self.found.image.manifest if self.found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,34 +69,37 @@ class Supplies:
     host: HostId
     raising: asyncio.Lock
     """Held while a network is brought up: two launches must not make one bridge twice."""
+    boots: Boots
 
     async def find(self, project: str, spec: InstanceSpec) -> Sources:
         """Raises Absent with what may have been meant, and what a pool out of reach raises."""
         pool = await self.storage.find(project, spec.root.pool)
         await self.pools.capacity(pool.pool)  # one out of reach is found out before anything is claimed
         return Sources(
-            await self.images.find(project, spec.image),
+            await self.images.find(project, spec.image) if spec.image else None,
             pool,
             tuple([await self.networks.get(project, nic.network) for nic in spec.nics]),
+            await self.images.find(project, spec.cdrom) if spec.cdrom else None,
         )
 
     async def plan(self, project: str, id: str, name: str, size: Bytes, sources: Sources) -> Plan:
         """Draw ids, addresses and claims. `size` of the root disk in bytes; 0: as the image's."""
-        disk = sources.image.manifest.files["disk"]
+        disk = sources.manifest.files["disk"] if sources.manifest else None
         volume = Volume(
             id=VolumeId(new_uuid()),
             project=project,
             name=f"{name}-root",
             pool=sources.pool.pool.id,
-            size=size or disk.virtual_size,
-            base=sources.image.digest,
+            size=size or (disk.virtual_size if disk else Bytes(0)),
+            base=sources.image.digest if sources.image else None,
             created=clock.now(),
         )
         held = VolumeAttachment(volume=volume.id, instance=id, host=self.host)
-        claims = [
-            self.storage.claiming(sources.pool, volume, held),
-            self.images.claiming(sources.found, ImageUse(volume=volume.id, project=project, user=name)),
-        ]
+        claims = [self.storage.claiming(sources.pool, volume, held)]
+        uses = ((sources.found, volume.id), (sources.cd, VolumeId(id)))  # what is in the drive is held by its id
+        for found, holder in uses:
+            if found is not None:
+                claims.append(self.images.claiming(found, ImageUse(volume=holder, project=project, user=name)))
         ports = []
         for network in sources.networks:
             port, claim = await self.networks.plan_port(network, project=project, instance=id, name=name)
@@ -106,19 +117,22 @@ class Supplies:
 
         async def make() -> tuple[None, Txn]:
             parts = [await instance(), await self.storage.releasing(view.project, [disk.volume for disk in disks])]
-            parts += [self.images.releasing(view.instance.image, disk.volume) for disk in disks]
+            if view.instance.image:
+                parts += [self.images.releasing(view.instance.image, disk.volume) for disk in disks]
+            if view.instance.cdrom:
+                parts.append(self.images.releasing(view.instance.cdrom, VolumeId(view.id)))
             parts += [await self.networks.release_port(NetworkId(nic.network), nic.port) for nic in nics]
             return None, merge(*parts)
 
         await commit_afresh(self.store, make)
 
     async def make_disks(self, view: InstanceView) -> None:
-        """The root disk as a thin clone of the image. Raises Exhausted, Broken."""
+        """The root disk as a thin clone of the image, or empty. Raises Exhausted, Broken."""
         for disk in view.instance.hardware.disks:
             volume = await self.storage.volume(view.project, disk.volume)
             driver = await self.pools.driver(await self._pool(view))
-            image = await self.library.layers(view.instance.image)
-            await driver.create(VolumeSpec(volume.id, volume.size, image.base))
+            base = (await self.library.layers(view.instance.image)).base if view.instance.image else ()
+            await driver.create(VolumeSpec(volume.id, volume.size, base))
 
     async def delete_disks(self, view: InstanceView) -> None:
         for disk in view.instance.hardware.disks:
@@ -140,10 +154,15 @@ class Supplies:
             plans.append(DiskPlan(disk.serial, disk.slot, await driver.attach(disk.volume)))
         return tuple(plans)
 
-    async def boot(self, view: InstanceView) -> tuple[DirectBoot, bool]:
-        """What it boots from, and whether a guest agent answers in it."""
-        image = await self.library.layers(view.instance.image)
-        return DirectBoot(image.kernel, image.initrd, image.manifest.cmdline), image.manifest.agent
+    async def boot(self, view: InstanceView) -> Booting:
+        """What it boots from, ready to be opened. Raises Lacking (no such firmware here), Absent, Broken."""
+        records = {record.id: record for record in await self.networks.all()}
+        lans = [
+            Lan(nic.mac, nic.addresses, records[NetworkId(nic.network)])
+            for nic in view.instance.hardware.nics
+            if nic.network in records
+        ]
+        return await self.boots.prepare(view, lans)
 
     async def plug(self, view: InstanceView, *, owner: int | None) -> tuple[NicPlan, ...]:
         """Every network up, every port ready. May be repeated: it mends what is missing."""
@@ -169,9 +188,10 @@ class Supplies:
 
     async def rename(self, view: InstanceView, *, owner: int | None, running: bool) -> None:
         """Its name in what it uses: its image's users, its ports' records and, while it runs, their DNS."""
-        for disk in view.instance.hardware.disks:
-            use = ImageUse(volume=disk.volume, project=view.project, user=view.name)
-            await self._rename_use(view.instance.image, use)
+        held = [(view.instance.image, disk.volume) for disk in view.instance.hardware.disks]
+        for image, holder in [*held, (view.instance.cdrom, VolumeId(view.id))]:
+            if image:
+                await self._rename_use(image, ImageUse(volume=holder, project=view.project, user=view.name))
         for nic in view.instance.hardware.nics:
             record = await self._network(nic.network)
             if record is None:

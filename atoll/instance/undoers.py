@@ -37,7 +37,11 @@ def undoers(here: Here) -> dict[str, Undoer]:
     async def delete_volume(args: Mapping[str, str]) -> None:
         await here.supplies.delete_volume(args["project"], args["pool"], args["volume"])
 
+    async def forget_seed(args: Mapping[str, str]) -> None:
+        await here.supplies.boots.seeds.forget(args["id"])
+
     return {
+        "seed.forget": forget_seed,
         "instance.settle": settle,
         "instance.forget": forget,
         "guest.end": end_guest,

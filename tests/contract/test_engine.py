@@ -297,6 +297,8 @@ async def test_it_is_measured(bench: Bench, engine: FullEngine) -> None:
     assert stats.cpu_seconds > 0
     assert stats.memory > 0
     assert plan.id in await engine.display(plan.id)
+    assert (await engine.screenshot(plan.id)).startswith(b"\x89PNG")
+    await engine.eject(plan.id)  # it has no drive: that is success
 
 
 async def test_limits_change_while_it_runs(bench: Bench, engine: FullEngine) -> None:

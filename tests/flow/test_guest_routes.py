@@ -38,9 +38,12 @@ USES: dict[str, Use] = {
     "instance.ready": lambda client: client.instances.ready("web", timeout=1),
     "instance.console": _console,
     "instance.stats": lambda client: client.instances.stats("web"),
+    "instance.screenshot": lambda client: client.instances.screenshot("web"),
+    "instance.display": lambda client: client.instances.display("web"),
+    "instance.cloud-init": lambda client: client.instances.cloud_init("web"),
     "instance.log": lambda client: client.instances.log("web"),
 }
-AWAKE = frozenset({"instance.exec", "instance.push", "instance.pull", "instance.addresses"})
+AWAKE = frozenset({"instance.exec", "instance.push", "instance.pull", "instance.addresses", "instance.cloud-init"})
 """What a paused guest cannot answer."""
 ALWAYS = frozenset({"instance.log"})
 """Also of what ended."""

@@ -40,6 +40,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "image_build": {"json": {"recipe": "tiny"}},
     "image_prune": {"params": {"unused": "true"}},
     "image_rename": {"json": {"to": "small"}},
+    "instance_shell": {"expect": 405},
     "instance_console": {"expect": 405},  # a WebSocket: tests/flow/test_api_flow.py talks to it
 }
 LAST = ["instance_rename", "instance_delete", "image_rename", "image_delete"]

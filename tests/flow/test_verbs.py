@@ -156,6 +156,7 @@ VERBS: dict[str, dict[str, Any]] = {
     "instance.delete --force": {"force": True},
     "instance.rename": {"to": "other"},
     "instance.set": {"changes": Changes(description="x")},
+    "instance.eject": {},
 }
 NO = None
 # What each verb leads to from each state: the state after it, or None where it is refused with a reason.
@@ -165,22 +166,26 @@ TABLE: dict[State, dict[str, State | str | None]] = {
         "instance.start": State.RUNNING, "instance.stop": State.STOPPED, "instance.restart": NO,
         "instance.pause": NO, "instance.resume": NO, "instance.delete": "absent",
         "instance.delete --force": "absent", "instance.rename": State.STOPPED, "instance.set": State.STOPPED,
+        "instance.eject": NO,
     },
     State.STARTING: dict.fromkeys(VERBS, NO) | {"instance.rename": State.STARTING, "instance.set": State.STARTING},
     State.RUNNING: {
         "instance.start": State.RUNNING, "instance.stop": State.STOPPED, "instance.restart": State.RUNNING,
         "instance.pause": State.PAUSED, "instance.resume": State.RUNNING, "instance.delete": NO,
         "instance.delete --force": "absent", "instance.rename": State.RUNNING, "instance.set": State.RUNNING,
+        "instance.eject": NO,
     },
     State.PAUSED: {
         "instance.start": NO, "instance.stop": State.STOPPED, "instance.restart": State.RUNNING,
         "instance.pause": State.PAUSED, "instance.resume": State.RUNNING, "instance.delete": NO,
         "instance.delete --force": "absent", "instance.rename": State.PAUSED, "instance.set": State.PAUSED,
+        "instance.eject": NO,
     },
     State.STOPPING: {
         "instance.start": NO, "instance.stop": State.STOPPED, "instance.restart": State.RUNNING,
         "instance.pause": NO, "instance.resume": NO, "instance.delete": NO,
         "instance.delete --force": "absent", "instance.rename": State.STOPPING, "instance.set": State.STOPPING,
+        "instance.eject": NO,
     },
     State.MIGRATING: {
         **dict.fromkeys(VERBS, NO), "instance.rename": State.MIGRATING, "instance.set": State.MIGRATING,
@@ -189,6 +194,7 @@ TABLE: dict[State, dict[str, State | str | None]] = {
         "instance.start": State.RUNNING, "instance.stop": State.STOPPED, "instance.restart": NO,
         "instance.pause": NO, "instance.resume": NO, "instance.delete": "absent",
         "instance.delete --force": "absent", "instance.rename": State.BROKEN, "instance.set": State.BROKEN,
+        "instance.eject": NO,
     },
     State.GONE: dict.fromkeys(VERBS, NO) | {"instance.delete": "absent", "instance.delete --force": "absent"},
 }  # fmt: skip

@@ -13,7 +13,8 @@ from atoll.host.cgroups import Cgroups
 from atoll.host.scopes import Scopes
 from atoll.instance.engines.qemu import argv, spawn
 from atoll.instance.engines.qemu.argv import Handed, LayerHanded, NicHanded
-from atoll.instance.model import BootPlan, DiskPlan, Limits, NicPlan
+from atoll.instance.engines.qemu.firmware import BootHanded
+from atoll.instance.model import BootPlan, CdromPlan, DiskPlan, Limits, NicPlan, UefiPlan
 from atoll.network.model import Plugged
 from atoll.storage.model import Attachment, Layer
 from tests.kit.plans import boot_plan, hardware, user_nic
@@ -32,14 +33,18 @@ HANDED = Handed(
     agent=12,
     atoll=13,
     serial_log=14,
-    kernel=15,
-    initrd=16,
+    boot=BootHanded(kernel=15, initrd=16),
     disks=(LAYERS,),
     nics=(NicHanded(fd=30),),
     tsc_khz=2600000,
 )
 BLOCK = (LayerHanded(20, "raw", False, block_device=True),)
 MANY = tuple(NicPlan(f"52:54:00:00:00:{n:02x}", n, Plugged("tap", link=f"tap{n}")) for n in range(1, 9))
+
+OWN = replace(PLAN, boot=None)
+BOOTS = BootHanded()
+UEFI = replace(OWN, uefi=UefiPlan("/usr/share/OVMF/OVMF_CODE_4M.fd", "/var/vars.fd"))
+OLD = hardware(style="compatible")
 
 CASES: dict[str, tuple[BootPlan, Handed]] = {
     "q35-tcg": (PLAN, HANDED),
@@ -57,6 +62,20 @@ CASES: dict[str, tuple[BootPlan, Handed]] = {
     "microvm-user": (
         replace(PLAN, hardware=hardware(machine="microvm", max_cpus=1, max_memory=PLAN.memory), nics=(user_nic(),)),
         replace(HANDED, nics=(NicHanded(),)),
+    ),
+    "q35-bios": (OWN, replace(HANDED, boot=BOOTS)),
+    "q35-uefi": (UEFI, replace(HANDED, boot=BootHanded(code=40, variables=41))),
+    "q35-cdrom-first-and-seed": (
+        replace(OWN, cdrom=CdromPlan("/iso", first=True), seed="/seed.iso"),
+        replace(HANDED, boot=BootHanded(iso=42, seed=43)),
+    ),
+    "q35-compatible": (
+        replace(OWN, hardware=OLD, cdrom=CdromPlan("/iso"), seed="/seed.iso"),
+        replace(HANDED, boot=BootHanded(iso=42, seed=43)),
+    ),
+    "pc-compatible": (
+        replace(OWN, hardware=replace(OLD, machine="pc-i440fx-7.2"), cdrom=CdromPlan()),
+        replace(HANDED, boot=BOOTS),
     ),
     "grown-beyond-birth": (replace(PLAN, cpus=4, memory=Bytes(2 * GiB)), HANDED),
 }

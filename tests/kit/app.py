@@ -21,6 +21,7 @@ from atoll.instance.book import InstanceBook, InstanceView
 from atoll.instance.engine import EngineTraits, Furnish, GuestEvent, Observed, Outcome, Stats
 from atoll.instance.model import BootPlan, Disk, Hardware, Instance, InstanceSpec, InstanceStatus, Kind, Nic, State
 from atoll.instance.model import Limits as Shares
+from atoll.instance.seeds import SeedBook
 from atoll.instance.verbs.args import DeleteArgs, LaunchArgs, NamedArgs, RenameArgs, SetArgs, StopArgs
 from atoll.operation.book import OperationBook
 from atoll.operation.events import Events
@@ -167,8 +168,41 @@ class FakeGuests:
     async def addresses(self, guest: InstanceId) -> Mapping[str, tuple[str, ...]]:
         return {"52:54:00:12:34:56": ("10.9.8.7", "fe80::1")}
 
+    async def display(self, guest: InstanceId) -> str:
+        return f"/nowhere/{guest}.vnc"
+
+    async def screenshot(self, guest: InstanceId) -> bytes:
+        return b"\x89PNG\r\n\x1a\n"
+
     async def stats(self, guest: InstanceId) -> Stats:
         return Stats(cpu_seconds=1.5, memory=Bytes(64 << 20))
+
+
+class Echo:
+    """A login that says back what is typed, and its terminal's size when that changes."""
+
+    def __init__(self) -> None:
+        self._said: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def read(self) -> bytes:
+        return await self._said.get()
+
+    async def write(self, data: bytes) -> None:
+        self._said.put_nowait(b"" if data == b"exit\n" else data)
+
+    def resize(self, columns: int, rows: int) -> None:
+        self._said.put_nowait(f"{columns}x{rows}".encode())
+
+    async def close(self) -> None: ...
+
+
+class Echoing:
+    async def open(self, view: InstanceView, *, user: str, columns: int, rows: int) -> Echo:
+        if not view.instance.hardware.seed:
+            raise Refused(f"{view.name} was not told the project's key")
+        session = Echo()
+        await session.write(f"{user} {columns}x{rows}\n".encode())
+        return session
 
 
 class Pretend:
@@ -220,6 +254,7 @@ class FakeVerbs:
             ("instance.rename", RenameArgs, self.rename),
             ("instance.set", SetArgs, self.set),
             ("instance.delete", DeleteArgs, self.delete),
+            ("instance.eject", NamedArgs, self._to()),
             ("image.build", BuildArgs, self.images.build),
             ("image.delete", ImageArgs, self.images.delete),
             ("image.rename", RenameImageArgs, self.images.rename),
@@ -307,6 +342,8 @@ async def make_kit(*, instances: Any = None, limits: Limits | None = None, **ser
         tokens=TokenBook(store),
         host=FakeHost(),
         memory=lambda: HostMemory(total=Bytes(8 * GIB), reserve=Bytes(GIB)),
+        seeds=SeedBook(store),
+        shells=Echoing(),
         recipes=(RecipeView(name="tiny", description="Debian's kernel and busybox"),),
         limits=limits or Limits(),
         **services_,

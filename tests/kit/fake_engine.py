@@ -15,7 +15,7 @@ from atoll.base.ids import Bytes, Generation, InstanceId
 from atoll.base.units import MiB
 from atoll.instance.engine import EngineTraits, Furnish, GuestEvent, Observed, Outcome, Stats
 from atoll.instance.engines.qemu.feed import Feed
-from atoll.instance.model import BootPlan, Exit, Hardware, Kind, Limits, State
+from atoll.instance.model import BootPlan, CdromPlan, Exit, Hardware, Kind, Limits, State
 from tests.kit.faults import Faults
 
 CRASH = "killed by SIGKILL"
@@ -123,6 +123,11 @@ class FakeEngine(Faults):
             max_memory=Bytes(want.memory * 4),
             disks=disks,
             nics=nics,
+            firmware=want.firmware,
+            uefi=want.uefi,
+            style=want.style,
+            cdrom=want.cdrom,
+            seed=want.seed,
         )
 
     async def start(self, plan: BootPlan) -> None:
@@ -203,6 +208,16 @@ class FakeEngine(Faults):
 
     async def display(self, guest: InstanceId) -> str:
         return f"/nowhere/{self._alive(guest).plan.id}.vnc"
+
+    async def screenshot(self, guest: InstanceId) -> bytes:
+        self._alive(guest)
+        return b"\x89PNG\r\n\x1a\n"
+
+    async def eject(self, guest: InstanceId) -> None:
+        self.maybe("eject")
+        held = self._alive(guest)
+        if held.plan.cdrom is not None:
+            held.plan = replace(held.plan, cdrom=CdromPlan())
 
     async def stats(self, guest: InstanceId) -> Stats:
         return Stats(cpu_seconds=1.5, memory=Bytes(self._alive(guest).memory))

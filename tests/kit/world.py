@@ -18,14 +18,17 @@ from atoll.image.library import Library
 from atoll.image.model import Manifest
 from atoll.instance.admission import HostMemory
 from atoll.instance.book import InstanceBook, InstanceView
+from atoll.instance.boots import Boots
 from atoll.instance.here import Here
 from atoll.instance.keeper import Keeper
 from atoll.instance.model import InstanceSpec, Kind
+from atoll.instance.seeds import SeedBook
 from atoll.instance.supplies import Supplies
 from atoll.instance.undoers import undoers
 from atoll.instance.verbs.change import Rename, Set
 from atoll.instance.verbs.delete import Delete
 from atoll.instance.verbs.launch import Launch
+from atoll.instance.verbs.media import Eject
 from atoll.instance.verbs.power import Pause, Restart, Resume, Revive, Start, Stop
 from atoll.network.book import NetworkBook
 from atoll.network.model import Network
@@ -76,7 +79,7 @@ class World:
         self.here = Here(
             host, InstanceBook(self.shared), {Kind.VM: self.engine}, supplies, None, lambda: self.memory, events
         )
-        verbs = (Launch, Start, Revive, Stop, Restart, Pause, Resume, Delete, Set, Rename)
+        verbs = (Launch, Start, Revive, Stop, Restart, Pause, Resume, Delete, Set, Rename, Eject)
         self.operations.know(*(verb(self.here) for verb in verbs), undoers=undoers(self.here))
         self.keeper = Keeper(self.here, self.operations, back_off=self.back_off)
         found = await self.engine.adopt()
@@ -104,7 +107,10 @@ class World:
         async def realise(record: Network) -> FakeNetwork:
             return self.nets.setdefault(record.id, FakeNetwork(record))
 
-        return Supplies(self.shared, images, library, storage, pools, networks, realise, host, asyncio.Lock())
+        boots = Boots(self.root / "instances", library, SeedBook(self.shared))
+        return Supplies(
+            self.shared, images, library, storage, pools, networks, realise, host, asyncio.Lock(), boots
+        )
 
     async def _image(self, library: Library) -> None:
         files = {}

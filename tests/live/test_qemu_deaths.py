@@ -121,6 +121,7 @@ async def test_a_panic_is_told(bench: QemuBench, engine: Qemu) -> None:
 
 async def test_what_cannot_start_leaves_nothing(bench: QemuBench, engine: Qemu) -> None:
     plan = await bench.plan()
+    assert plan.boot is not None
     bad_kernel = replace(plan, boot=DirectBoot("/etc/hostname", plan.boot.initrd, ""))
     bad_disk = replace(plan, disks=(DiskPlan("s", 0, Attachment((Layer("/etc/hostname", "qcow2"),))),))
     no_disk = replace(plan, disks=(DiskPlan("s", 0, Attachment((Layer("/no/such", "qcow2"),))),))

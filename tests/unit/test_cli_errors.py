@@ -53,7 +53,7 @@ def test_text_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> N
     [
         ("lanch tiny", "no such command 'lanch'", "did you mean launch?"),
         ("image biuld x", "no such command 'biuld'", "did you mean build?"),
-        ("launch --memroy 1G tiny", "no such option '--memroy'", "did you mean --memory?"),
+        ("launch --memroy 1G tiny", "no such option '--memroy'", "did you mean --memory"),
         ("launch", "missing argument 'IMAGE'", "atoll launch --help"),
         ("list -o xml", "invalid value for '-o' / '--output'", "atoll list --help"),
         ("launch tiny web -c 0", "'0' cannot be cpus", "it must be a whole number >= 1"),

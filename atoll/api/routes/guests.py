@@ -2,7 +2,7 @@
 but the audit of what changed something."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Annotated, Any, cast
 
@@ -213,7 +213,7 @@ def console_handler(services: Services) -> WebsocketRouteHandler:
             async with _session(services, socket, guest):
                 with asking(guest):
                     stream = await engine.console(guest.id)
-                if await _both_ways(socket, stream, closing(socket.scope)):
+                if await both_ways(socket, stream, closing(socket.scope)):
                     code, reason = 1001, "the daemon ends; the guest goes on"
         except AtollError as error:
             code, reason = 4000 + status_of(error), f"{error.code}: {error.message}"
@@ -248,8 +248,14 @@ async def _session(
         raise left
 
 
-async def _both_ways(socket: "WebSocket[Any, Any, Any]", stream: Stream, closing: asyncio.Event) -> bool:
-    """Until either side ends, or the daemon does (True). Raises what ended it."""
+async def both_ways(
+    socket: "WebSocket[Any, Any, Any]",
+    stream: Stream,
+    closing: asyncio.Event,
+    told: Callable[[str], None] | None = None,
+) -> bool:
+    """Until either side ends, or the daemon does (True). Raises what ended it. Text frames go to `told` where
+    given, else they are typed as the others."""
 
     async def outward() -> None:
         while data := await stream.read():
@@ -260,6 +266,10 @@ async def _both_ways(socket: "WebSocket[Any, Any, Any]", stream: Stream, closing
             message = await socket.receive()
             if message["type"] == "websocket.disconnect":
                 raise WebSocketDisconnect(detail="", code=1000)
+            text = message.get("text")
+            if told is not None and isinstance(text, str):
+                told(text)
+                continue
             data = message.get("bytes") or str(message.get("text") or "").encode()
             await stream.write(cast(bytes, data))
 

@@ -82,7 +82,8 @@ async def launch(call: Call, body: LaunchBody) -> Reply:
         name = make_up(taken)
     else:
         name = check_label(body.name)
-    args = LaunchArgs(project=call.project, name=name, spec=body.spec, start=body.start)
+    seed = await call.services.seeds.put(call.project, body.cloud_init) if body.cloud_init else ""
+    args = LaunchArgs(project=call.project, name=name, spec=body.spec, start=body.start, seed=seed)
     return await call.submit("instance.launch", args, name)
 
 

@@ -6,7 +6,7 @@ import msgspec
 
 from atoll.api.route import Call, Reply, Routes, answer
 from atoll.base.errors import Absent, AtollError
-from atoll.base.names import check_label, did_you_mean
+from atoll.base.names import check_label, did_you_mean, image_name
 from atoll.client.wire import BuildBody, NetworkView, PoolView, RenameBody
 from atoll.image.args import BuildArgs, ImageArgs, PruneArgs, RenameImageArgs
 from atoll.image.model import Image
@@ -41,12 +41,12 @@ async def get_image(call: Call) -> Reply:
 @routes.add("POST", IMAGES, action="image.build", answer=Operation, status=202)
 async def build_image(call: Call, body: BuildBody) -> Reply:
     """Build an image from a recipe."""
-    recipe = check_label(body.recipe, what="name of a recipe", field="recipe")
+    recipe = body.recipe
     known = [each.name for each in call.services.recipes]
     if recipe not in known:
         hint = did_you_mean(recipe, known) or f"there are: {', '.join(known) or 'none'}"
         raise Absent(f"there is no recipe {recipe}", hint=hint, field="recipe")
-    name = check_label(body.name) if body.name is not None else recipe
+    name = check_label(body.name) if body.name is not None else image_name(recipe)
     return await call.submit("image.build", BuildArgs(project=call.project, name=name, recipe=recipe), name)
 
 

@@ -15,7 +15,7 @@ Progress = Callable[[str, int | None], None]
 class Built(msgspec.Struct, frozen=True, kw_only=True):
     """An image's files by role (`disk`; `kernel` and `initrd` where it boots directly), all in the output
     directory, and what else its manifest says. `cmdline`: the image's own part of the kernel line;
-    `disk_size`: the disk as a guest sees it; sizes in bytes.
+    `disk_size`: the disk as a guest sees it; sizes in bytes. `firmware`: as in the manifest.
     """
 
     files: dict[str, Path]
@@ -26,6 +26,7 @@ class Built(msgspec.Struct, frozen=True, kw_only=True):
     agent: bool = False
     min_memory: Bytes = Bytes(0)
     source: str = ""
+    firmware: str = ""
 
 
 class Recipe(Protocol):

@@ -15,12 +15,13 @@ Grace = Annotated[float, Meta(ge=0, le=3600, description="seconds before it is e
 
 
 class LaunchArgs(msgspec.Struct, frozen=True, kw_only=True):
-    """`start` false: create it, leave it stopped."""
+    """`start` false: create it, leave it stopped. `seed`: the secret record of what was given for cloud-init."""
 
     project: str
     name: str
     spec: InstanceSpec
     start: bool = True
+    seed: str = ""
 
 
 class NamedArgs(msgspec.Struct, frozen=True, kw_only=True):

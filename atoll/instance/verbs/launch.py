@@ -7,11 +7,13 @@ import msgspec
 
 from atoll.base import clock
 from atoll.base.errors import Conflict, Exists, Invalid
-from atoll.base.ids import Generation, InstanceId, new_uuid
+from atoll.base.ids import Digest, Generation, InstanceId, new_uuid
 from atoll.base.names import check_label
 from atoll.base.units import show_size
+from atoll.host.firmware import uefi
 from atoll.instance.book import InstanceView, definition
 from atoll.instance.book import status as status_of
+from atoll.instance.boots import choose, seeded
 from atoll.instance.engine import Furnish
 from atoll.instance.here import Here
 from atoll.instance.model import Disk, Instance, InstanceSpec, InstanceStatus, Nic, Power, State
@@ -62,7 +64,8 @@ class Launch:
         check(spec, sources, self._here.host)
         self._here.check_limits(spec.kind, spec.limits)
         work.about(id=id)
-        await work.step("claim", UndoStep("instance.forget", {"id": id}), percent=5)
+        secret = (UndoStep("seed.forget", {"id": args.seed}),) if args.seed else ()
+        await work.step("claim", *secret, UndoStep("instance.forget", {"id": id}), percent=5)
         async with self._here.admission:
             for _ in range(RETRIES):
                 plan = await self._here.supplies.plan(args.project, id, args.name, spec.root.size, sources)
@@ -88,15 +91,21 @@ class Launch:
     async def _birth(
         self, work: RunningWork, id: InstanceId, args: LaunchArgs, spec: InstanceSpec, sources: Sources, plan: Plan
     ) -> InstanceView:
-        manifest = sources.image.manifest
+        manifest = sources.manifest
+        way = choose(spec, manifest)
         furnish = Furnish(
-            arch=manifest.arch,
-            machine=manifest.machine if spec.machine == "auto" else spec.machine,
+            arch=manifest.arch if manifest else "x86_64",
+            machine=manifest.machine if manifest and spec.machine == "auto" else spec.machine,
             accel=spec.accel,
             cpus=spec.cpus,
             memory=spec.memory,
             disks=(Disk(plan.volume.id, plan.volume.id.replace("-", "")[:20], 0),),
             nics=tuple(Nic(port.id, port.network, port.mac, 0, port.addresses) for port in plan.ports),
+            firmware=way,
+            uefi=uefi().build if way == "uefi" else "",
+            style=spec.hardware,
+            cdrom=bool(spec.cdrom),
+            seed=seeded(spec, manifest, args.seed),
         )
         hardware = await self._here.engines[spec.kind].furnish(furnish)
         now = clock.now()
@@ -106,8 +115,10 @@ class Launch:
             name=args.name,
             spec=spec,
             hardware=hardware,
-            image=sources.image.digest,
+            image=sources.image.digest if sources.image else Digest(""),
             created=now,
+            seed=args.seed,
+            cdrom=sources.cd.image.digest if sources.cd else Digest(""),
         )
         status = InstanceStatus(
             host=self._here.host,
@@ -126,16 +137,18 @@ def volume(view: InstanceView) -> str:
 
 def check(spec: InstanceSpec, sources: Sources, host: str) -> None:
     """Raises Invalid for what this image or host can never be."""
-    manifest = sources.image.manifest
-    least = max(manifest.min_memory, 32 << 20)
+    manifest = sources.manifest
+    check_media(spec, sources)
+    choose(spec, manifest)
+    least = max(manifest.min_memory if manifest else 0, 32 << 20)
     if spec.memory < least:
         raise Invalid(
-            f"image {sources.image.name} needs {show_size(least)} of memory at least",
+            f"{f'image {spec.image}' if spec.image else 'a guest'} needs {show_size(least)} of memory at least",
             hint=f"-m {show_size(least)} or more",
             field="spec.memory",
         )
-    disk = manifest.files["disk"]
-    if spec.root.size and spec.root.size < disk.virtual_size:
+    disk = manifest.files["disk"] if manifest else None
+    if disk and spec.root.size and spec.root.size < disk.virtual_size:
         raise Invalid(
             f"a disk of {show_size(spec.root.size)} is smaller than the image's {show_size(disk.virtual_size)}",
             hint=f"--disk {show_size(disk.virtual_size)} or more",
@@ -143,3 +156,20 @@ def check(spec: InstanceSpec, sources: Sources, host: str) -> None:
         )
     if spec.host not in (None, host):
         raise Invalid(f"there is no host {spec.host}", hint="atoll host list", field="spec.host")
+
+
+def check_media(spec: InstanceSpec, sources: Sources) -> None:
+    """Raises Invalid where the image has no disk, the drive would hold none, or an empty disk has no size."""
+    manifest, cd = sources.manifest, sources.cd
+    if manifest is not None and "disk" not in manifest.files:
+        raise Invalid(
+            f"image {spec.image} is a CD, which an instance has beside its disk",
+            hint=f"atoll launch --empty --disk 10GiB --cdrom {spec.image}",
+            field="spec.image",
+        )
+    if cd is not None and "iso" not in cd.image.manifest.files:
+        raise Invalid(f"image {spec.cdrom} holds no ISO", hint="atoll image list", field="spec.cdrom")
+    if manifest is None and not spec.root.size:
+        raise Invalid("an empty disk needs a size", hint="--disk 10GiB", field="spec.root.size")
+    if spec.boot_cdrom and not spec.cdrom:
+        raise Invalid("there is no CD to boot first", hint="--cdrom IMAGE", field="spec.boot_cdrom")

@@ -8,6 +8,8 @@ import json
 import msgspec
 
 from atoll.base.units import MiB
+from atoll.instance.engines.qemu import firmware
+from atoll.instance.engines.qemu.firmware import BootHanded
 from atoll.instance.engines.qemu.machine import family, ports
 from atoll.instance.model import BootPlan, DiskPlan, NicPlan
 
@@ -45,8 +47,7 @@ class Handed(msgspec.Struct, frozen=True, kw_only=True):
     agent: int
     atoll: int
     serial_log: int
-    kernel: int
-    initrd: int
+    boot: BootHanded
     disks: tuple[tuple[LayerHanded, ...], ...]
     nics: tuple[NicHanded, ...]
     ram: str = ""
@@ -59,14 +60,13 @@ def build(plan: BootPlan, handed: Handed, *, tag: str) -> list[str]:
     line += ["-uuid", plan.id, "-nodefaults", "-no-user-config", "-S", "-display", "none"]
     line += ["-msg", "timestamp=on", "-trace", "qemu_system_shutdown_request", "-sandbox", _SANDBOX]
     line += _board(plan, handed)
-    line += ["-kernel", _opened(handed.kernel), "-initrd", _opened(handed.initrd)]
-    line += ["-append", kernel_line(plan, tsc_khz=handed.tsc_khz)]
+    line += firmware.boots(plan, handed.boot, kernel_line(plan, tsc_khz=handed.tsc_khz) if plan.boot else "")
     line += _channels(plan, handed)
     for number, disk in enumerate(plan.disks):
         line += _disk(plan, disk, handed.disks[number])
     for number, nic in enumerate(plan.nics):
         line += _nic(plan, nic, handed.nics[number])
-    return line
+    return line + firmware.media(plan, handed.boot)
 
 
 def process(tag: str) -> str:
@@ -79,12 +79,13 @@ def fds(handed: Handed) -> tuple[int, ...]:
     disks = [layer.fd for disk in handed.disks for layer in disk]
     nics = [fd for nic in handed.nics for fd in (nic.fd, nic.vhost) if fd >= 0]
     channels = [handed.qmp, handed.console, handed.agent, handed.atoll, handed.serial_log]
-    return (*channels, handed.kernel, handed.initrd, *disks, *nics)
+    return (*channels, *handed.boot.fds(), *disks, *nics)
 
 
 def kernel_line(plan: BootPlan, *, tsc_khz: int) -> str:
     """The image's part, then what this machine and accelerator need; the root device is the image's matter."""
-    parts = [plan.boot.cmdline, "console=ttyS0 8250.nr_uarts=1", f"atoll.hostname={plan.name}"]
+    own = plan.boot.cmdline if plan.boot else ""
+    parts = [own, "console=ttyS0 8250.nr_uarts=1", f"atoll.hostname={plan.name}"]
     if plan.hardware.accel == "tcg":
         parts.append(_TCG_LINE)
         # Without it the guest times its clock against an emulated timer, and hangs now and then on microvm.
@@ -101,6 +102,7 @@ def _board(plan: BootPlan, handed: Handed) -> list[str]:
     kind = family(plan.hardware.machine)
     machine = plan.hardware.machine + ",dump-guest-core=off,mem-merge=off"
     machine += {"q35": ",smm=off,vmport=off", "pc": ",smm=off,vmport=off", "microvm": ",acpi=on,rtc=on"}[kind]
+    machine += firmware.machine_options(plan)
     line = []
     if plan.forkable:
         machine += ",memory-backend=ram"
@@ -126,6 +128,8 @@ def _board(plan: BootPlan, handed: Handed) -> list[str]:
         "-device",
         f"pvpanic-pci,bus={bus},addr=05.0",
     ]
+    if kind == "pc" and (plan.hardware.style == "compatible" or plan.cdrom):
+        line += ["-device", "ahci,id=ahci,bus=pci.0,addr=06.0"]  # a q35 has one
     if kind == "q35":
         for port in range(ports([*(d.slot for d in plan.disks), *(n.slot for n in plan.nics)])):
             place = f"addr={8 + port // 8:02x}.{port % 8},multifunction=on"
@@ -175,6 +179,10 @@ def _disk(plan: BootPlan, disk: DiskPlan, layers: tuple[LayerHanded, ...]) -> li
         line += ["-add-fd", f"fd={layer.fd},set={layer.fd}"]
         line += ["-blockdev", json.dumps(file), "-blockdev", json.dumps(top)]
     what = f"id=disk{disk.slot},drive=disk{disk.slot}-0,serial={disk.serial},werror=stop,rerror=stop"
+    what += f",bootindex={disk.slot + 1}" if plan.boot is None else ""
+    if plan.hardware.style == "compatible":
+        bus = "ide" if family(plan.hardware.machine) == "q35" else "ahci"
+        return [*line, "-device", f"ide-hd,bus={bus}.{disk.slot},{what}"]
     return [*line, "-device", f"virtio-blk-{_place(plan, disk.slot)},{what}"]
 
 
@@ -188,6 +196,9 @@ def _nic(plan: BootPlan, nic: NicPlan, handed: NicHanded) -> list[str]:
         vhost = f",vhost=on,vhostfd={handed.vhost}" if handed.vhost >= 0 else ""
         backend = f"tap,id={id},fd={handed.fd}{vhost}"
     what = f"id=nic{nic.slot},netdev={id},mac={nic.mac}"
+    if plan.hardware.style == "compatible":
+        bus = "pcie.0" if family(plan.hardware.machine) == "q35" else "pci.0"
+        return ["-netdev", backend, "-device", f"e1000,bus={bus},addr={0x10 + nic.slot:02x}.0,{what},romfile="]
     what += f",host_mtu={plugged.mtu}" if plugged.mtu != 1500 else ""
     what += "" if family(plan.hardware.machine) == "microvm" else ",romfile="  # no PXE: it boots what it is told
     return ["-netdev", backend, "-device", f"virtio-net-{_place(plan, nic.slot)},{what}"]
@@ -201,7 +212,3 @@ def _place(plan: BootPlan, slot: int) -> str:
     if kind == "pc":
         return f"pci,bus=pci.0,addr={0x10 + slot:02x}.0"
     return f"device,bus=virtio-mmio-bus.{slot + 1}"  # a disk on transport 0 hangs the guest (QEMU 7.2)
-
-
-def _opened(fd: int) -> str:
-    return f"/proc/self/fd/{fd}"

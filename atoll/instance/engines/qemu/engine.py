@@ -16,7 +16,18 @@ from atoll.host.probe.accel import Accel
 from atoll.host.probe.qemu import qemu
 from atoll.host.process import Process
 from atoll.instance.engine import EngineTraits, Furnish, GuestEvent, Observed, Outcome, Stats, Stream
-from atoll.instance.engines.qemu import adopt, argv, exitreason, hotplug, inside, machine, stats, tsc
+from atoll.instance.engines.qemu import (
+    adopt,
+    argv,
+    exitreason,
+    firmware,
+    hotplug,
+    inside,
+    machine,
+    screen,
+    stats,
+    tsc,
+)
 from atoll.instance.engines.qemu.adopt import Trace
 from atoll.instance.engines.qemu.exitreason import Remains
 from atoll.instance.engines.qemu.feed import Feed
@@ -253,7 +264,7 @@ class Qemu:
         for guest in self._guests.values():
             guest.run.trim_logs()
 
-    # beside the contract: Consoles, Executes, Measures, Displays
+    # beside the contract: Consoles, Executes, Measures, Displays, Ejects
 
     async def console(self, guest: InstanceId) -> Stream:
         return await self._guest(guest).console.open()
@@ -271,6 +282,16 @@ class Qemu:
         if machine.family(held.plan.hardware.machine) == "microvm":
             raise Refused("a microvm has no screen", hint=f"atoll console {held.plan.name}")
         return str(held.run.own / argv.VNC)
+
+    async def screenshot(self, guest: InstanceId) -> bytes:
+        await self.display(guest)
+        held = self._guest(guest)
+        return await screen.shot(held.monitor(), held.run.own)
+
+    async def eject(self, guest: InstanceId) -> None:
+        held = self._guest(guest)
+        if held.plan.cdrom is not None:
+            await held.monitor().execute("eject", {"id": firmware.CDROM, "force": True})
 
     async def stats(self, guest: InstanceId) -> Stats:
         held = self._guest(guest)

@@ -21,6 +21,9 @@ Accel = Literal["kvm", "tcg"]
 MACHINES = {"q35": "q35", "pc": "pc", "microvm": "microvm"}
 SLOTS = {"q35": 16, "pc": 12, "microvm": 16}
 """Places for disks and NICs. q35: PCIe root ports; pc: PCI devices; microvm: virtio-mmio transports."""
+CDROM_PORT = 5
+"""The AHCI port of the CD-ROM drive; `compatible` disks have those from 0, a seed the one between."""
+COMPATIBLE_DISKS = 4
 LEAST_MEMORY = Bytes(32 * MiB)
 GROWS = 8
 """CPUs and memory can grow to this many times what a guest is born with, within what the host has."""
@@ -122,6 +125,7 @@ def furnish(want: Furnish, *, accel: Accel, qemu: Qemu, cpu: HostCpu, memory: in
         )
     machine = choose_machine(want.machine, qemu)
     kind = family(machine)
+    check_boot(want, kind)
     disks, nics = places(kind, len(want.disks), len(want.nics))
     grows = kind != "microvm"
     return Hardware(
@@ -133,7 +137,30 @@ def furnish(want: Furnish, *, accel: Accel, qemu: Qemu, cpu: HostCpu, memory: in
         max_memory=_max_memory(want.memory, memory) if grows else want.memory,
         disks=tuple(replace(disk, slot=slot) for disk, slot in zip(want.disks, disks, strict=True)),
         nics=tuple(replace(nic, slot=slot) for nic, slot in zip(want.nics, nics, strict=True)),
+        firmware=want.firmware,
+        uefi=want.uefi,
+        style=want.style,
+        cdrom=want.cdrom,
+        seed=want.seed,
     )
+
+
+def check_boot(want: Furnish, kind: Literal["q35", "pc", "microvm"]) -> None:
+    """Raises Invalid for what this machine type has no place for."""
+    if kind == "microvm":
+        if want.firmware != "direct":
+            raise Invalid(
+                "a microvm boots a kernel directly: it has no firmware that finds a bootloader",
+                hint="--machine q35, or an image with a kernel",
+                field="spec.firmware",
+            )
+        if want.cdrom or want.style != "virtio":
+            field = "spec.cdrom" if want.cdrom else "spec.hardware"
+            raise Invalid("a microvm has virtio devices only", hint="--machine q35", field=field)
+    if want.style == "compatible" and len(want.disks) > COMPATIBLE_DISKS:
+        raise Invalid(
+            f"compatible hardware has places for {COMPATIBLE_DISKS} disks", hint="--hardware virtio", field="spec"
+        )
 
 
 def _max_memory(born: int, host: int) -> Bytes:

@@ -20,6 +20,7 @@ from atoll.host.process import Process
 from atoll.host.run import find, search_path
 from atoll.instance.engines.qemu import argv
 from atoll.instance.engines.qemu.argv import Handed, LayerHanded, NicHanded
+from atoll.instance.engines.qemu.firmware import BootHanded
 from atoll.instance.engines.qemu.rundir import RunDir
 from atoll.instance.model import BootPlan, Limits, NicPlan
 from atoll.storage.model import Layer
@@ -92,13 +93,27 @@ def _open(plan: BootPlan, run: RunDir, opened: contextlib.ExitStack, tsc_khz: in
             agent=listening(run.agent),
             atoll=listening(run.atoll),
             serial_log=file(run.serial, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
-            kernel=file(_readable(plan.boot.kernel, run, plan.uid), os.O_RDONLY),
-            initrd=file(_readable(plan.boot.initrd, run, plan.uid), os.O_RDONLY),
+            boot=_boot(plan, run, file),
             disks=tuple(tuple(_layer(layer, file) for layer in disk.attachment.layers) for disk in plan.disks),
             nics=tuple(_nic(plan, nic, opened) for nic in plan.nics),
             ram=_ram(plan, run) if plan.forkable else "",
             tsc_khz=tsc_khz,
         )
+
+
+def _boot(plan: BootPlan, run: RunDir, file: Callable[[Path | str, int], int]) -> BootHanded:
+    def opened(path: str, flags: int = os.O_RDONLY) -> int:
+        return file(path, flags) if path else -1
+
+    boot, uefi = plan.boot, plan.uefi
+    return BootHanded(
+        kernel=opened(_readable(boot.kernel, run, plan.uid)) if boot else -1,
+        initrd=opened(_readable(boot.initrd, run, plan.uid)) if boot else -1,
+        code=opened(uefi.code) if uefi else -1,
+        variables=opened(uefi.variables, os.O_RDWR) if uefi else -1,
+        iso=opened(plan.cdrom.iso) if plan.cdrom else -1,
+        seed=opened(plan.seed),
+    )
 
 
 def _readable(path: str, run: RunDir, uid: int | None) -> str:
