@@ -76,6 +76,13 @@ async def test_limits_that_nothing_would_keep_are_refused(world: World) -> None:
     with pytest.raises(Lacking):
         await world.launch("other", limits=Limits(cpu=0.5))
     assert [view.name for view in await world.here.book.all()] == ["web"]
+    await world.do("instance.stop")
+    view = await world.get()
+    spec = msgspec.structs.replace(view.instance.spec, limits=Limits(cpu=0.5))
+    await world.here.book.write_definition(view, msgspec.structs.replace(view.instance, spec=spec))
+    with pytest.raises(Lacking):
+        await world.do("instance.start")
+    assert (await world.get()).status.state is State.STOPPED
 
 
 async def test_what_was_stopped_is_not_started_by_its_policy_at_the_next_start(tmp_path: Path) -> None:
@@ -126,6 +133,9 @@ async def test_a_long_finish_holds_nobody_else(tmp_path: Path, monkeypatch: pyte
 async def test_the_history_of_a_name_is_the_whole_life_of_what_bore_it(world: World) -> None:
     await world.launch()
     await world.do("instance.rename", to="shop")
+    for name in ("web", "shop"):
+        found = await world.operations.book.of(Subject("instance", "default", name))
+        assert [operation.verb for operation in found] == ["instance.rename", "instance.launch"]
     await world.do("instance.stop", "shop")
     for name in ("web", "shop"):
         found = await world.operations.book.of(Subject("instance", "default", name))

@@ -127,6 +127,7 @@ class Rename:
         if view.name != args.to:
             await work.step("rename", percent=20)
             view = await self._rename(work, view, args.to)
+        work.about(name=view.name)  # for the audit: it is found under both names
         await work.step("names", percent=60)
         await self._here.rename_ports(view)
         self._here.tell_of(view, "instance.renamed")
