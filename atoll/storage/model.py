@@ -91,8 +91,8 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PoolPlace(msgspec.Struct, frozen=True, kw_only=True):
-    """A pool's realisation on one host. `path` "": the host's own choice. `laid` false: it is not laid out there yet,
-    so an empty directory may become it; afterwards an empty one is a disk that is not mounted."""
+    """A pool's realisation on one host. `path` "": the host's own choice. `laid` false: it is not laid out there
+    yet, so an empty directory may become it; afterwards an empty one is a disk that is not mounted."""
 
     pool: PoolId
     host: HostId

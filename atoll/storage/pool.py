@@ -21,7 +21,7 @@ class PoolDriver(Protocol):
         success."""
 
     async def create(self, spec: VolumeSpec) -> None:
-        """Make a volume, a thin clone where `spec.base` has layers. Raises Exists, Invalid (what cannot be a clone),
+        """Make a volume, a thin clone where `spec.base` has layers. Raises Exists, Invalid (it cannot be a clone),
         Exhausted (also: larger than the whole pool), Broken.
 
         A failed create leaves nothing; `delete` of it succeeds all the same.

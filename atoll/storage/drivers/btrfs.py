@@ -1,7 +1,7 @@
 """The `btrfs` pool: a `dir` pool whose volumes are in a subvolume of their own, and whose clones are reflinks.
 
 A clone of a file on the pool's own file system is that file's copy at once, sharing its blocks, and stands on
-nothing. Of a file elsewhere no block can be shared: such a clone has the file as its backing file, as in a dir pool.
+nothing. Of a file elsewhere no block can be shared: such a clone has it as its backing file, as in a dir pool.
 Files keep btrfs's copy on write and its checksums.
 """
 
