@@ -12,7 +12,7 @@ from atoll.base.names import check_label, did_you_mean
 from atoll.base.units import parse_duration
 from atoll.cli import keys, output
 from atoll.cli.commands import command
-from atoll.cli.completing import launchable, networks
+from atoll.cli.completing import launchable, networks, volumes
 from atoll.cli.context import run
 from atoll.cli.errors import plain
 from atoll.cli.listing import planned
@@ -20,7 +20,7 @@ from atoll.cli.progress import Waiting
 from atoll.cli.settings import Settings
 
 if TYPE_CHECKING:
-    from atoll.client import Client, InstanceSpec, InstanceView
+    from atoll.client import Client, DiskUse, InstanceSpec, InstanceView
 
 ADDRESS_TIME = 15.0
 """Seconds that a guest whose agent answers may take to have the addresses planned for it."""
@@ -42,6 +42,7 @@ ALIASES = {"disk": "root.size", "pool": "root.pool", "network": "nics"}
         "atoll launch tiny web -c 2 -m 1GiB --disk 10GiB",
         "atoll launch tiny db --set restart=always --set labels.role=db --set limits.cpu=1.5",
         "atoll launch tiny probe --machine microvm --no-wait",
+        "atoll launch tiny shop --volume data --volume logs,bus=scsi,cache=none",
     ],
 )
 @click.argument("image", shell_complete=launchable)
@@ -51,6 +52,14 @@ ALIASES = {"disk": "root.size", "pool": "root.pool", "network": "nics"}
 @click.option("--disk", metavar="SIZE", help="Size of its disk (as the image's).")
 @click.option(
     "--network", "nets", multiple=True, metavar="N", shell_complete=networks, help="Network of a NIC. Repeatable."
+)
+@click.option(
+    "--volume",
+    "uses",
+    multiple=True,
+    metavar="V[,bus=B][,cache=C]",
+    shell_complete=volumes,
+    help="A volume to attach (atoll volume attach --help tells B and C). Repeatable.",
 )
 @click.option("--set", "pairs", multiple=True, metavar="K=V", help="Any other setting, see below. Repeatable.")
 @click.option("--machine", metavar="TYPE", help="auto, q35, pc or microvm.")
@@ -75,12 +84,12 @@ def launch(ctx: click.Context, /, image: str, name: str, **options: Any) -> None
     settings = ctx.ensure_object(Settings)
     if name:
         check_label(name, what="name of an instance")
-    spec = spec_of(image, options)
+    spec, uses = spec_of(image, options), [disk_use(text) for text in options["uses"]]
     patience = parse_duration(options["ready_timeout"], field="--ready-timeout")
     if patience > LONGEST_WAIT:
         raise Invalid("an hour is the longest wait for an agent", hint="--no-wait", field="--ready-timeout")
     start, wait = not options["no_start"], not options["no_wait"]
-    view = run(settings, lambda client: _launch(client, settings, spec, name, start, wait, patience))
+    view = run(settings, lambda client: _launch(client, settings, spec, uses, name, start, wait, patience))
     if view is not None:
         output.emit(settings, view, lambda: None)
 
@@ -112,10 +121,30 @@ def spec_of(image: str, options: dict[str, Any]) -> "InstanceSpec":
         raise Invalid(text.replace("`", ""), field=where.rstrip("`"), hint="atoll launch --help") from error
 
 
+def disk_use(text: str) -> "DiskUse":
+    """`data,bus=scsi,cache=none`. Raises Invalid."""
+    from atoll.client import DiskUse
+
+    name, *rest = text.split(",")
+    found = {"volume": check_label(name, what="name of a volume", field="--volume")}
+    for part in rest:
+        key, equals, value = part.partition("=")
+        if key not in ("bus", "cache") or not equals or key in found:
+            raise Invalid(f"{part!r} is no bus=... or cache=...", hint="NAME,bus=scsi,cache=none", field="--volume")
+        found[key] = value
+    try:
+        return msgspec.convert(found, DiskUse)
+    except msgspec.ValidationError as error:
+        raise Invalid(
+            f"{text!r}: {str(error).replace('`', '')}", hint="atoll volume attach --help", field="--volume"
+        ) from error
+
+
 async def _launch(
     client: "Client",
     settings: Settings,
     spec: "InstanceSpec",
+    uses: "list[DiskUse]",
     name: str,
     start: bool,
     wait: bool,
@@ -123,7 +152,7 @@ async def _launch(
 ) -> "InstanceView | None":
     async with Waiting(client, settings, steps=True) as waiting:
         await ensure_image(client, waiting, spec.image)
-        operation = await client.instances.launch(spec, name=name, start=start)
+        operation = await client.instances.launch(spec, name=name, start=start, volumes=uses)
         name = operation.subject.name
         if not wait:
             output.emit(settings, operation, lambda: click.echo(_accepted(settings, name, operation.id)))

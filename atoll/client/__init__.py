@@ -4,11 +4,11 @@ from atoll.client.client import Client
 from atoll.client.console import Console
 from atoll.client.endpoint import Endpoint
 from atoll.client.problems import NotRunning
-from atoll.client.wire import HostView, NetworkView, NewToken, PoolView, Pushed, RecipeView, Token
+from atoll.client.wire import HostView, NetworkView, NewToken, PoolView, Pushed, RecipeView, Token, VolumeView
 from atoll.image.model import Image
 from atoll.instance.book import InstanceView
 from atoll.instance.engine import Outcome, Stats
-from atoll.instance.model import InstanceSpec, NicSpec, State
+from atoll.instance.model import Disk, DiskUse, InstanceSpec, NicSpec, State
 from atoll.instance.verbs.args import Changes
 from atoll.operation.model import News, Operation, OperationStatus, Progress
 from atoll.storage.model import Volume
@@ -17,6 +17,8 @@ __all__ = [
     "Changes",
     "Client",
     "Console",
+    "Disk",
+    "DiskUse",
     "Endpoint",
     "HostView",
     "Image",
@@ -38,4 +40,5 @@ __all__ = [
     "Stats",
     "Token",
     "Volume",
+    "VolumeView",
 ]

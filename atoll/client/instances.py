@@ -8,7 +8,7 @@ from atoll.client.transport import Query, Transport, decode, path_of
 from atoll.client.wire import ExecBody, LaunchBody, Pushed, RenameBody, RestartBody, StopBody
 from atoll.instance.book import InstanceView
 from atoll.instance.engine import Outcome, Stats
-from atoll.instance.model import InstanceSpec, State
+from atoll.instance.model import DiskUse, InstanceSpec, State
 from atoll.instance.verbs.args import GRACE, Changes
 from atoll.operation.model import Operation
 
@@ -41,9 +41,17 @@ class Instances:
     async def get(self, name: str) -> InstanceView:
         return await self._transport.request("GET", self._path(name), InstanceView)
 
-    async def launch(self, spec: InstanceSpec, *, name: str = "", start: bool = True, key: str = "") -> Operation:
+    async def launch(
+        self,
+        spec: InstanceSpec,
+        *,
+        name: str = "",
+        start: bool = True,
+        key: str = "",
+        volumes: Sequence[DiskUse] = (),
+    ) -> Operation:
         """The operation's subject has the name, also a made-up one. `key`: an Idempotency-Key of your own."""
-        body = LaunchBody(name=name or None, start=start, spec=spec)
+        body = LaunchBody(name=name or None, start=start, spec=spec, volumes=tuple(volumes))
         return await self._transport.change("POST", self._path(), Operation, body=body, key=key)
 
     async def change(self, name: str, changes: Changes, *, revision: int = 0) -> Operation:

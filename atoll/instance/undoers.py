@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 
 from atoll.base.errors import AtollError
+from atoll.base.ids import VolumeId
 from atoll.instance.here import Here
 from atoll.instance.model import State
+from atoll.instance.verbs import disks
 from atoll.operation.verb import Undoer
 
 
@@ -37,7 +39,11 @@ def undoers(here: Here) -> dict[str, Undoer]:
     async def delete_volume(args: Mapping[str, str]) -> None:
         await here.supplies.delete_volume(args["project"], args["pool"], args["volume"])
 
+    async def let_go(args: Mapping[str, str]) -> None:
+        await disks.let_go(here, args["instance"], VolumeId(args["volume"]))
+
     return {
+        "volume.let-go": let_go,
         "instance.settle": settle,
         "instance.forget": forget,
         "guest.end": end_guest,

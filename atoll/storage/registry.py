@@ -10,10 +10,10 @@ import msgspec
 from atoll.base.errors import Absent, AtollError, Invalid, Refused, Unreachable
 from atoll.base.ids import HostId, PoolId
 from atoll.base.names import did_you_mean
-from atoll.storage.book import StorageBook
+from atoll.storage.book import StorageBook, VolumeView
 from atoll.storage.drivers.btrfs import BtrfsPool
 from atoll.storage.drivers.dir import DirPool
-from atoll.storage.model import Capacity, Life, Pool, PoolPlace, Usage, Volume
+from atoll.storage.model import Capacity, Life, Pool, PoolPlace, Usage, Volume, VolumeAttachment
 from atoll.storage.pool import PoolDriver
 
 log = logging.getLogger(__name__)
@@ -22,11 +22,25 @@ ANSWERS_IN = 5.0
 """Seconds that a pool's file system has to say how full it is. One on a server that is gone never does."""
 
 
+WARN_AT = (80, 90)
+"""Percent of a pool whose use is worth an event."""
+
+
 class Health(msgspec.Struct, frozen=True):
     """How a pool is on this host. `capacity` None: it is out of reach, and `reason` says why."""
 
     capacity: Capacity | None = None
     reason: str = ""
+
+
+def filled(health: Health, warn_at: Sequence[int]) -> int:
+    """The highest threshold (percent) that a pool's use has reached; 0: none. What is kept from ordinary users
+    counts as used: volumes cannot have it."""
+    room = health.capacity
+    if room is None or room.used + room.available <= 0:
+        return 0
+    used = 100 * room.used / (room.used + room.available)
+    return max((threshold for threshold in warn_at if used >= threshold), default=0)
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -55,8 +69,15 @@ class Pools:
     """The pools as this host has them: records from the book, each driver opened at first use and kept."""
 
     def __init__(
-        self, book: StorageBook, *, host: HostId, home: Path, drivers: Mapping[str, Make] = DRIVERS
+        self,
+        book: StorageBook,
+        *,
+        host: HostId,
+        home: Path,
+        drivers: Mapping[str, Make] = DRIVERS,
+        warn_at: Sequence[int] = WARN_AT,
     ) -> None:
+        self._warn_at = warn_at
         self.book = book
         self._host, self._home, self._drivers = host, home.absolute(), drivers
         self._open: dict[PoolId, PoolDriver] = {}
@@ -109,8 +130,24 @@ class Pools:
         """The driver of the pool that a volume is in. Raises Absent, and what `driver` raises."""
         return await self.driver(await self.by_id(volume.pool))
 
+    async def all(self) -> Sequence[Pool]:
+        return await self.book.all()
+
     async def volumes(self, project: str) -> Sequence[Volume]:
         return await self.book.volumes(project)
+
+    async def all_volumes(self) -> Sequence[Volume]:
+        return await self.book.all_volumes()
+
+    async def volume(self, project: str, ref: str) -> VolumeView:
+        """By name or id. Raises Absent."""
+        return await self.book.find_volume(project, ref)
+
+    async def attachments(self) -> Mapping[str, VolumeAttachment]:
+        return await self.book.attachments()
+
+    def filled(self, health: Health) -> int:
+        return filled(health, self._warn_at)
 
     async def usage(self, volume: Volume) -> Usage | None:
         """None: it cannot be told now."""

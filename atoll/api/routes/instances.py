@@ -82,7 +82,7 @@ async def launch(call: Call, body: LaunchBody) -> Reply:
         name = make_up(taken)
     else:
         name = check_label(body.name)
-    args = LaunchArgs(project=call.project, name=name, spec=body.spec, start=body.start)
+    args = LaunchArgs(project=call.project, name=name, spec=body.spec, start=body.start, volumes=body.volumes)
     return await call.submit("instance.launch", args, name)
 
 

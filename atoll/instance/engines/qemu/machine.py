@@ -9,12 +9,12 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
-from atoll.base.errors import Invalid, Lacking
+from atoll.base.errors import Exhausted, Invalid, Lacking
 from atoll.base.ids import Bytes
 from atoll.base.units import GiB, MiB, show_size
 from atoll.host.probe.qemu import Qemu
 from atoll.instance.engine import Furnish
-from atoll.instance.model import Hardware
+from atoll.instance.model import Disk, Hardware
 
 Accel = Literal["kvm", "tcg"]
 
@@ -123,6 +123,8 @@ def furnish(want: Furnish, *, accel: Accel, qemu: Qemu, cpu: HostCpu, memory: in
     machine = choose_machine(want.machine, qemu)
     kind = family(machine)
     disks, nics = places(kind, len(want.disks), len(want.nics))
+    for disk in want.disks:
+        check_bus(kind, disk)
     grows = kind != "microvm"
     return Hardware(
         arch="x86_64",
@@ -149,6 +151,22 @@ def places(kind: Literal["q35", "pc", "microvm"], disks: int, nics: int) -> tupl
             f"a {kind} machine has {count} places for disks and NICs, not {disks + nics}", field="spec.nics"
         )
     return list(range(disks)), list(range(disks, disks + nics))
+
+
+def seat(hardware: Hardware, disk: Disk) -> Hardware:
+    """See engine.Disks."""
+    kind = family(hardware.machine)
+    check_bus(kind, disk)
+    taken = {d.slot for d in hardware.disks} | {n.slot for n in hardware.nics}
+    free = next((slot for slot in range(SLOTS[kind]) if slot not in taken), None)
+    if free is None:
+        raise Exhausted(f"all {SLOTS[kind]} places for disks and NICs are taken", hint="detach one")
+    return replace(hardware, disks=(*hardware.disks, replace(disk, slot=free)))
+
+
+def check_bus(kind: Literal["q35", "pc", "microvm"], disk: Disk) -> None:
+    if kind == "microvm" and disk.bus != "virtio":
+        raise Invalid(f"a microvm has no {disk.bus}", hint="--bus virtio", field="bus")
 
 
 def ports(slots: Iterable[int]) -> int:
