@@ -198,7 +198,7 @@ class FakeEngine(Faults):
         if slot not in {disk.slot for disk in held.plan.disks}:
             return
         if held.state is State.PAUSED:
-            raise Refused(f"{held.plan.name} is paused and cannot let go of it")
+            raise Refused(f"{held.plan.name} is paused and cannot let go of it", hint="resume it")
         if slot in held.clings:
             raise Refused(f"{held.plan.name} did not let go of the disk within {timeout:g} s")
         held.plan = replace(held.plan, disks=tuple(disk for disk in held.plan.disks if disk.slot != slot))
