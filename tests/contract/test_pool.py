@@ -182,6 +182,11 @@ async def test_a_clone_stands_on_its_base_which_nobody_may_write(rig: Rig, pool:
     assert not own.read_only
     if pool.traits.reflinks:
         assert below == [], "a copy of its own, whose blocks are shared"
+        assert own.format == rig.base.format
+        with open(own.uri, "rb") as copy, open(rig.base.uri, "rb") as base:
+            assert copy.read(1 << 20) == base.read()
+        usage = await pool.usage(ONE)
+        assert (usage.provisioned, usage.used >= 1 << 20, usage.allocated < 1 << 20) == (64 * MiB, True, True)
         return
     assert below == [rig.base]
     assert below[0].read_only
