@@ -21,6 +21,7 @@ from atoll.base.units import MiB, show_duration, show_size
 
 PACKAGES: dict[str, str] = {
     "bridge": "iproute2",
+    "btrfs": "btrfs-progs",
     "busybox": "busybox-static",
     "cp": "coreutils",
     "cpio": "cpio",
@@ -49,6 +50,7 @@ PACKAGES: dict[str, str] = {
     "qemu-system-x86_64": "qemu-system-x86",
     "resize2fs": "e2fsprogs",
     "setpriv": "util-linux",
+    "stat": "coreutils",
     "swtpm": "swtpm",
     "swtpm_setup": "swtpm-tools",
     "systemctl": "systemd",

@@ -15,7 +15,7 @@ from atoll.instance.engines.qemu import argv, spawn
 from atoll.instance.engines.qemu.argv import Handed, LayerHanded, NicHanded
 from atoll.instance.model import BootPlan, DiskPlan, Limits, NicPlan
 from atoll.network.model import Plugged
-from atoll.storage.model import Attachment, Layer
+from atoll.storage.model import Attachment, Bus, Cache, Layer
 from tests.kit.plans import boot_plan, hardware, user_nic
 
 FOLDER = Path(__file__).parent / "qemu"
@@ -41,6 +41,10 @@ HANDED = Handed(
 BLOCK = (LayerHanded(20, "raw", False, block_device=True),)
 MANY = tuple(NicPlan(f"52:54:00:00:00:{n:02x}", n, Plugged("tap", link=f"tap{n}")) for n in range(1, 9))
 
+DISKS: tuple[tuple[int, Bus, Cache], ...] = (
+    (2, "scsi", "writeback"), (3, "ahci", "writethrough"), (4, "virtio", "unsafe"), (5, "virtio", "directsync"),
+)  # fmt: skip
+
 CASES: dict[str, tuple[BootPlan, Handed]] = {
     "q35-tcg": (PLAN, HANDED),
     "q35-kvm": (
@@ -57,6 +61,23 @@ CASES: dict[str, tuple[BootPlan, Handed]] = {
     "microvm-user": (
         replace(PLAN, hardware=hardware(machine="microvm", max_cpus=1, max_memory=PLAN.memory), nics=(user_nic(),)),
         replace(HANDED, nics=(NicHanded(),)),
+    ),
+    "q35-disks": (
+        replace(
+            PLAN,
+            disks=(
+                replace(DISK, cache="none"),
+                *(
+                    DiskPlan(
+                        f"serial{slot}", slot, Attachment((Layer("/d", "raw", discard=slot != 4),)), bus, cache
+                    )
+                    for slot, bus, cache in DISKS
+                ),
+            ),
+        ),
+        replace(
+            HANDED, disks=(LAYERS, *((LayerHanded(38 + d[0], "raw", False, discard=d[0] != 4),) for d in DISKS))
+        ),
     ),
     "grown-beyond-birth": (replace(PLAN, cpus=4, memory=Bytes(2 * GiB)), HANDED),
 }
