@@ -1,5 +1,5 @@
-"""Volumes and pools on fakes: what each verb does in every state of the instance, what it refuses, and that neither
-a failure nor a kill anywhere leaves anything."""
+"""Volumes and pools on fakes: what each verb does in every state of the instance, what it refuses, and that a
+failure leaves nothing."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,13 +12,8 @@ import pytest
 from atoll.base.errors import Absent, AtollError, Broken, Exhausted, Exists, Invalid, Refused, Unreachable
 from atoll.base.ids import Bytes
 from atoll.instance.model import DiskUse, InstanceSpec, State
-from atoll.instance.verbs.disks import AttachVolume, DetachVolume, GrowVolume
-from atoll.operation.verb import Recovery
 from atoll.storage.model import Life
-from atoll.storage.verbs.pools import CreatePool, DeletePool
-from atoll.storage.verbs.volumes import CreateVolume, DeleteVolume, RenameVolume
 from atoll.store.api import Key, read_all
-from tests.flow.test_recovery import Died
 from tests.kit.world import GIB, World
 
 MIB = 1 << 20
@@ -319,81 +314,16 @@ async def test_pools(world: World, tmp_path: Path) -> None:
     assert [p.name for p in await world.yard.book.all()] == ["default"]
 
 
-ATTACHED = (DetachVolume, GrowVolume)
-CASES: dict[Any, dict[str, Any]] = {
-    CreateVolume: {"size": SIZE}, DeleteVolume: {}, RenameVolume: {"to": "files"},
-    AttachVolume: {"instance": "web"}, DetachVolume: {}, GrowVolume: {"size": Bytes(2 * GIB)},
-    CreatePool: {"driver": "dir"}, DeletePool: {},
-}  # fmt: skip
-MOMENTS = [
-    *((verb, step, moment) for verb in CASES for step in verb.steps for moment in ("enter", "journalled")),
-    *((verb, "", moment) for verb in CASES for moment in ("ran", "closed")),
-]
-
-
-async def facts(world: World) -> dict[str, Any]:
-    """What can be seen of the volume `data` (or `files`), the pool `fast` and who has what."""
-    volumes = [v for v in await world.yard.book.all_volumes() if v.named]
-    pools = [p for p in await world.yard.book.all() if p.name != "default"]
-    assert all(thing.state is Life.READY for thing in (*volumes, *pools))
-    held = [await world.yard.book.attachment(v.id) for v in volumes]
-    web = await world.get()
-    named = [disk for disk in web.instance.hardware.disks if disk.named]
-    assert [h.instance for h in held if h] == [web.id] * len(named)
-    assert slots(world, web.id) == {disk.slot: disk.serial for disk in web.instance.hardware.disks}
-    assert {*world.pool.held} == {v.id for v in await world.yard.book.all_volumes()}
-    return {
-        "volumes": [(v.name, v.size) for v in volumes],
-        "attached": len(named),
-        "pools": [p.name for p in pools],
-    }
-
-
-def finished(verb: Any) -> dict[str, Any]:
-    done = {"volumes": [("data", SIZE)], "attached": 0, "pools": []}
-    change: dict[Any, dict[str, Any]] = {
-        DeleteVolume: {"volumes": []}, RenameVolume: {"volumes": [("files", SIZE)]}, AttachVolume: {"attached": 1},
-        GrowVolume: {"volumes": [("data", 2 * GIB)], "attached": 1}, CreatePool: {"volumes": [], "pools": ["fast"]},
-        DeletePool: {"volumes": []},
-    }  # fmt: skip
-    return done | change.get(verb, {})
-
-
-@pytest.mark.parametrize(("verb", "step", "moment"), MOMENTS, ids=lambda v: getattr(v, "name", v) or "end")
-async def test_killed_there_the_next_daemon_settles_it(tmp_path: Path, verb: Any, step: str, moment: str) -> None:
-    world = World(tmp_path, back_off=(60.0,))
-    name, args = "data", CASES[verb]
-    if verb in (CreatePool, DeletePool):
-        name, args = "fast", args | ({"path": str(tmp_path / "fast")} if verb is CreatePool else {})
-
-    def die(called: str, at: str, when: str) -> None:
-        if (called, at, when) == (verb.name, step, moment) and armed:
-            raise Died
-
-    armed: list[bool] = []
-    async with world.boot(die):
-        await world.launch()
-        if verb not in (CreateVolume, CreatePool, DeletePool):
-            await create(world)
-        if verb in ATTACHED:
-            await world.do("volume.attach", "data", instance="web")
-        if verb is DeletePool:
-            await world.do("pool.create", "fast", driver="dir", path=str(tmp_path / "fast"))
-        before = await facts(world)
-        armed.append(True)
-        with pytest.raises(Died):
-            await world.do(verb.name, name, **args)
-    async with world.boot():
-        steps = list(verb.steps)
-        journalled = steps[: steps.index(step) + (moment == "journalled")] if step else steps
-        last = verb.steps[journalled[-1]] if journalled else Recovery.TAKE_BACK
-        assert await facts(world) == (finished(verb) if last is Recovery.FINISH else before)
-        assert await world.operations.journal.all() == {}
-        assert await world.operations.book.running() == []
-        await world.do("instance.delete", force=True)
-        for volume in await world.yard.book.volumes("default"):
-            await world.do("volume.delete", volume.name)
-        for pool in await world.yard.book.all():
-            if pool.name != "default":
-                await world.do("pool.delete", pool.name)
-        assert await world.leftovers() == []
+@pytest.mark.parametrize("call", ["create", "attach", "start"])
+async def test_a_launch_that_fails_gives_its_volumes_back(world: World, call: str) -> None:
+    await create(world)
+    spec, uses = InstanceSpec(image="tiny"), (DiskUse(volume="data"),)
+    part = world.engine if call == "start" else world.pool
+    part.fail(call, Broken("failed"))
+    with pytest.raises(Broken, match="failed"):
+        await world.do("instance.launch", spec=spec, volumes=uses)
+    assert (await found(world)).held is None
+    await world.do("instance.launch", spec=spec, volumes=uses)
+    await world.do("instance.delete", force=True)
+    await world.do("volume.delete", "data")
+    assert await world.leftovers() == []

@@ -47,18 +47,15 @@ def device(disk: DiskPlan) -> str:
 async def add(guest: Guest, disk: DiskPlan) -> None:
     """See engine.Disks."""
     qmp = guest.monitor()
-    others = [other for other in guest.plan.disks if other.slot != disk.slot]
-    if await _serial(qmp, disk.slot) == disk.serial:
-        guest.redisk([*others, disk])
-        return
-    refuse(guest.plan, disk)
-    await _clear(qmp, disk.slot)
-    try:
-        await _plug(qmp, guest.plan, disk)
-    except BaseException:
-        await asyncio.shield(_take_back(qmp, guest.plan, disk))
-        raise
-    guest.redisk([*others, disk])
+    if await _serial(qmp, disk.slot) != disk.serial:
+        refuse(guest.plan, disk)
+        await _clear(qmp, disk.slot)
+        try:
+            await _plug(qmp, guest.plan, disk)
+        except BaseException:
+            await asyncio.shield(_take_back(qmp, guest.plan, disk))
+            raise
+    guest.redisk([*(other for other in guest.plan.disks if other.slot != disk.slot), disk])
 
 
 async def _plug(qmp: Qmp, plan: BootPlan, disk: DiskPlan) -> None:
