@@ -19,7 +19,7 @@ from atoll.host.disks import METADATA_UP_TO, Tuning
 from atoll.image.blobs import Blobs
 from atoll.storage.drivers.dir import DirPool
 from atoll.storage.model import Layer, VolumeSpec
-from bench.report import Row, pairs, row, text
+from bench.report import Goal, Row, pairs, row, text
 
 ROUNDS = 11
 SIZES = (512 * MiB, 2 * GiB, 10 * GiB, METADATA_UP_TO, 200 * GiB)
@@ -62,6 +62,24 @@ async def clones(pool: DirPool, base: Layer, at: Path) -> list[Row]:
             await pool.delete(spec.id)
         found.append(pairs(f"pool: a thin clone of {show_size(size)}, beside qemu-img", "ms", ours, raw))
     return found
+
+
+async def attached(pool: DirPool, base: Layer, at: Path) -> list[Row]:
+    """What a launch asks of a pool: a clone, and what an engine opens of it."""
+    ours: list[float] = []
+    raw: list[float] = []
+    for round in range(ROUNDS):
+        spec = VolumeSpec(VolumeId(f"a{round}"), Bytes(10 * GiB), (base,))
+
+        async def both(spec: VolumeSpec = spec) -> None:
+            await pool.create(spec)
+            await pool.attach(spec.id)
+
+        ours.append(await timed(both))
+        raw.append(bare(at / "bare.qcow2", base, 10 * GiB, "compat=1.1"))
+        await pool.delete(spec.id)
+    what = f"pool: a thin clone of {show_size(10 * GiB)} made and attached, beside qemu-img create"
+    return [pairs(what, "ms", ours, raw, Goal(50, added=True))]
 
 
 async def many(pool: DirPool, base: Layer) -> list[Row]:
@@ -127,6 +145,7 @@ async def measure(directory: Path | None = None) -> list[Row]:
         await pool.open()
         return [
             *await clones(pool, layer, at),
+            *await attached(pool, layer, at),
             *await many(pool, layer),
             *await writes(layer, at),
             *await blobs(at),

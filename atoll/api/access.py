@@ -23,8 +23,13 @@ class Caller(msgspec.Struct, frozen=True):
     request_id: str
 
 
+HOST_ADMINISTRATOR = frozenset({"pool.create", "pool.delete"})
+"""Actions that name or free what is the host's own, such as a path: whoever has a project alone may not."""
+
+
 def may(actor: Actor, action: str, on: Subject) -> None:
-    """Raises Denied. There is one administrator today: whoever may connect may do everything."""
+    """Raises Denied. There is one administrator today: whoever may connect may do everything, those of
+    HOST_ADMINISTRATOR too."""
     if actor.kind not in _KINDS:
         raise Denied(f"{actor.kind} {actor.name} may not {action} {on.kind} {on.name}")
 

@@ -14,7 +14,7 @@ from atoll.api.access import caller, guard
 from atoll.api.door import Door
 from atoll.api.openapi import describe
 from atoll.api.route import Call, Reply, Route, Routes, litestar_path, raw
-from atoll.api.routes import guests, instances, operations, resources, root, screens
+from atoll.api.routes import guests, instances, operations, resources, root, screens, storage
 from atoll.api.services import Services
 from atoll.base.errors import AtollError, Bug
 from atoll.client.wire import MAX_BODY
@@ -46,6 +46,7 @@ def all_routes(version: str) -> list[Route]:
         *guests.routes,
         *screens.routes,
         *resources.routes,
+        *storage.routes,
     ]
     return found
 

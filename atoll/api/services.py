@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -17,7 +18,9 @@ from atoll.instance.model import CloudInit, Kind
 from atoll.network.model import Network, Port
 from atoll.operation.events import Events
 from atoll.operation.runner import Operations
-from atoll.storage.model import Capacity, Pool, Volume
+from atoll.storage.book import VolumeView
+from atoll.storage.model import Pool, Usage, Volume, VolumeAttachment
+from atoll.storage.registry import Health
 
 
 class Instances(Protocol):
@@ -49,9 +52,28 @@ class Pools(Protocol):
     async def get(self, project: str, name: str) -> Pool:
         """Raises Absent."""
 
+    async def all(self) -> Sequence[Pool]:
+        """Of every project."""
+
+    async def health(self, pool: Pool) -> Health:
+        """As this host sees it now."""
+
+    def filled(self, health: Health) -> int:
+        """The highest threshold that its use has passed, percent; 0: none."""
+
+    async def place(self, pool: Pool) -> Path:
+        """Its directory on this host."""
+
     async def volumes(self, project: str) -> Sequence[Volume]: ...
-    async def capacity(self, pool: Pool) -> Capacity:
-        """As this host sees it now. Raises Lacking, Broken, Unreachable."""
+    async def all_volumes(self) -> Sequence[Volume]: ...
+    async def volume(self, project: str, ref: str) -> VolumeView:
+        """By name or id. Raises Absent."""
+
+    async def attachments(self) -> Mapping[str, VolumeAttachment]:
+        """By volume: who has it."""
+
+    async def usage(self, volume: Volume) -> Usage | None:
+        """None: it cannot be told now."""
 
 
 class Host(Protocol):

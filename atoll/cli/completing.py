@@ -63,6 +63,14 @@ async def _pools(client: "Client") -> Items:
     return [CompletionItem(view.pool.name) for view in await client.pools.list()]
 
 
+async def _volumes(client: "Client") -> Items:
+    return [
+        CompletionItem(view.volume.name, help=view.instance)
+        for view in await client.volumes.list()
+        if view.volume.named
+    ]
+
+
 async def _tokens(client: "Client") -> Items:
     return [CompletionItem(token.name) for token in await client.tokens.list()]
 
@@ -84,6 +92,7 @@ recipes = _completer(_recipes)
 launchable = _completer(_launchable)
 networks = _completer(_networks)
 pools = _completer(_pools)
+volumes = _completer(_volumes)
 tokens = _completer(_tokens)
 operations = _completer(_operations)
 guest_files = _completer(_files)

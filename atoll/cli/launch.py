@@ -12,7 +12,7 @@ from atoll.base.names import check_label, did_you_mean, image_name
 from atoll.base.units import parse_duration
 from atoll.cli import keys, output, seeds
 from atoll.cli.commands import command
-from atoll.cli.completing import images, launchable, networks
+from atoll.cli.completing import images, launchable, networks, volumes
 from atoll.cli.context import run
 from atoll.cli.errors import plain
 from atoll.cli.listing import planned
@@ -20,7 +20,7 @@ from atoll.cli.progress import Waiting
 from atoll.cli.settings import Settings
 
 if TYPE_CHECKING:
-    from atoll.client import Client, CloudInit, InstanceSpec, InstanceView
+    from atoll.client import Client, CloudInit, DiskUse, InstanceSpec, InstanceView
 
 ADDRESS_TIME = 15.0
 """Seconds that a guest whose agent answers may take to have the addresses planned for it."""
@@ -44,6 +44,7 @@ ALIASES = {"disk": "root.size", "pool": "root.pool", "network": "nics"}
         "atoll launch tiny probe --machine microvm --no-wait",
         "atoll launch debian/12 web --ssh-key ~/.ssh/id_ed25519.pub --cloud-init web.yaml",
         "atoll launch --empty --disk 10GiB --cdrom installer --name new",
+        "atoll launch tiny shop --volume data --volume logs,bus=scsi,cache=none",
     ],
 )
 @click.argument("image", shell_complete=launchable, required=False, default="")
@@ -53,6 +54,14 @@ ALIASES = {"disk": "root.size", "pool": "root.pool", "network": "nics"}
 @click.option("--disk", metavar="SIZE", help="Size of its disk (as the image's).")
 @click.option(
     "--network", "nets", multiple=True, metavar="N", shell_complete=networks, help="Network of a NIC. Repeatable."
+)
+@click.option(
+    "--volume",
+    "uses",
+    multiple=True,
+    metavar="V[,bus=B][,cache=C]",
+    shell_complete=volumes,
+    help="A volume to attach (atoll volume attach --help tells B and C). Repeatable.",
 )
 @click.option("--set", "pairs", multiple=True, metavar="K=V", help="Any other setting, see below. Repeatable.")
 @click.option("--machine", metavar="TYPE", help="auto, q35, pc or microvm.")
@@ -93,11 +102,12 @@ def launch(ctx: click.Context, /, image: str, name: str, **options: Any) -> None
     if name:
         check_label(name, what="name of an instance")
     spec, given = spec_of(image, options), seeds.given(options)
+    uses = [disk_use(text) for text in options["uses"]]
     patience = parse_duration(options["ready_timeout"], field="--ready-timeout")
     if patience > LONGEST_WAIT:
         raise Invalid("an hour is the longest wait for an agent", hint="--no-wait", field="--ready-timeout")
     start, wait = not options["no_start"], not options["no_wait"]
-    view = run(settings, lambda client: _launch(client, settings, spec, given, name, start, wait, patience))
+    view = run(settings, lambda client: _launch(client, settings, spec, given, uses, name, start, wait, patience))
     if view is not None:
         output.emit(settings, view, lambda: None)
 
@@ -148,11 +158,31 @@ def spec_of(image: str, options: dict[str, Any]) -> "InstanceSpec":
         raise Invalid(text.replace("`", ""), field=where.rstrip("`"), hint="atoll launch --help") from error
 
 
+def disk_use(text: str) -> "DiskUse":
+    """`data,bus=scsi,cache=none`. Raises Invalid."""
+    from atoll.client import DiskUse
+
+    name, *rest = text.split(",")
+    found = {"volume": check_label(name, what="name of a volume", field="--volume")}
+    for part in rest:
+        key, equals, value = part.partition("=")
+        if key not in ("bus", "cache") or not equals or key in found:
+            raise Invalid(f"{part!r} is no bus=... or cache=...", hint="NAME,bus=scsi,cache=none", field="--volume")
+        found[key] = value
+    try:
+        return msgspec.convert(found, DiskUse)
+    except msgspec.ValidationError as error:
+        raise Invalid(
+            f"{text!r}: {str(error).replace('`', '')}", hint="atoll volume attach --help", field="--volume"
+        ) from error
+
+
 async def _launch(
     client: "Client",
     settings: Settings,
     spec: "InstanceSpec",
     given: "CloudInit | None",
+    uses: "list[DiskUse]",
     name: str,
     start: bool,
     wait: bool,
@@ -161,7 +191,7 @@ async def _launch(
     async with Waiting(client, settings, steps=True) as waiting:
         if spec.image:
             await ensure_image(client, waiting, spec.image)
-        operation = await client.instances.launch(spec, name=name, start=start, cloud_init=given)
+        operation = await client.instances.launch(spec, name=name, start=start, cloud_init=given, volumes=uses)
         name = operation.subject.name
         if not wait:
             output.emit(settings, operation, lambda: click.echo(_accepted(settings, name, operation.id)))

@@ -43,8 +43,8 @@ SECTIONS = {
     "Images, networks, storage": {
         "image": Entry("atoll.cli.image:image", "Build, list and remove images"),
         "network": Entry("atoll.cli.resources:network", "List networks"),
-        "pool": Entry("atoll.cli.resources:pool", "List storage pools"),
-        "volume": Entry("atoll.cli.resources:volume", "List volumes"),
+        "pool": Entry("atoll.cli.storage:pool", "Storage pools"),
+        "volume": Entry("atoll.cli.storage:volume", "Volumes: disks of their own, to attach and detach"),
     },
     "The daemon and its host": {
         "up": Entry("atoll.cli.daemon:up", "Start the daemon in the background"),

@@ -16,7 +16,7 @@ from atoll.cli.output import Section
 from atoll.cli.settings import Settings
 
 if TYPE_CHECKING:
-    from atoll.client import Client, InstanceView
+    from atoll.client import Client, Disk, InstanceView
 
 AGENT_TIME = 3.0
 """Seconds that the agent of a guest may take to tell its addresses: a courtesy, not worth a long wait."""
@@ -118,7 +118,9 @@ def _hardware(view: "InstanceView") -> Section:
             *(
                 (
                     f"disk {number}",
-                    f"volume {disk.volume}, serial {disk.serial}, slot {disk.slot}{_sized(size, number)}",
+                    f"volume {disk.volume}, serial {disk.serial}, slot {disk.slot}"
+                    + _sized(size, number)
+                    + _plugged(disk),
                 )
                 for number, disk in enumerate(hardware.disks)
             ),
@@ -129,6 +131,13 @@ def _hardware(view: "InstanceView") -> Section:
 def _boots(view: "InstanceView") -> str:
     way = {"direct": "its kernel directly", "bios": "by BIOS", "uefi": "by UEFI"}[view.instance.hardware.firmware]
     return f"{way} ({view.instance.hardware.uefi})" if view.instance.hardware.uefi else way
+
+
+def _plugged(disk: "Disk") -> str:
+    """What is not as usual about it."""
+    parts = [disk.bus if disk.bus != "virtio" else "", f"cache {disk.cache}" if disk.cache != "writeback" else ""]
+    parts.append("attached by name" if disk.named else "")
+    return "".join(f", {part}" for part in parts if part)
 
 
 def _sized(size: int, number: int) -> str:

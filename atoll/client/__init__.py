@@ -4,12 +4,12 @@ from atoll.client.client import Client
 from atoll.client.console import Console
 from atoll.client.endpoint import Endpoint
 from atoll.client.problems import NotRunning
-from atoll.client.wire import HostView, NetworkView, NewToken, PoolView, Pushed, RecipeView, Token
+from atoll.client.wire import HostView, NetworkView, NewToken, PoolView, Pushed, RecipeView, Token, VolumeView
 from atoll.image.model import Image
 from atoll.instance.book import InstanceView
 from atoll.instance.cloudstate import CloudState
 from atoll.instance.engine import Outcome, Stats
-from atoll.instance.model import CloudInit, InstanceSpec, NicSpec, State
+from atoll.instance.model import CloudInit, Disk, DiskUse, InstanceSpec, NicSpec, State
 from atoll.instance.verbs.args import Changes
 from atoll.operation.model import News, Operation, OperationStatus, Progress
 from atoll.storage.model import Volume
@@ -20,6 +20,8 @@ __all__ = [
     "CloudInit",
     "CloudState",
     "Console",
+    "Disk",
+    "DiskUse",
     "Endpoint",
     "HostView",
     "Image",
@@ -41,4 +43,5 @@ __all__ = [
     "Stats",
     "Token",
     "Volume",
+    "VolumeView",
 ]

@@ -7,7 +7,8 @@ from atoll.client.endpoint import Endpoint
 from atoll.client.events import Events
 from atoll.client.instances import Instances
 from atoll.client.operations import Operations
-from atoll.client.resources import Hosts, Images, Networks, Pools, Tokens
+from atoll.client.resources import Hosts, Images, Networks, Tokens
+from atoll.client.storage import Pools, Volumes
 from atoll.client.transport import Transport, path_of
 from atoll.client.wire import Greeting, Health
 from atoll.operation.model import Operation
@@ -29,6 +30,7 @@ class Client:
         self.images = Images(self._transport, project)
         self.networks = Networks(self._transport, project)
         self.pools = Pools(self._transport, project)
+        self.volumes = Volumes(self._transport, project)
         self.hosts = Hosts(self._transport)
         self.tokens = Tokens(self._transport)
 

@@ -9,7 +9,7 @@ from atoll.client.wire import ExecBody, LaunchBody, Pushed, RenameBody, RestartB
 from atoll.instance.book import InstanceView
 from atoll.instance.cloudstate import CloudState
 from atoll.instance.engine import Outcome, Stats
-from atoll.instance.model import CloudInit, InstanceSpec, State
+from atoll.instance.model import CloudInit, DiskUse, InstanceSpec, State
 from atoll.instance.verbs.args import GRACE, Changes
 from atoll.operation.model import Operation
 
@@ -50,9 +50,10 @@ class Instances:
         start: bool = True,
         key: str = "",
         cloud_init: CloudInit | None = None,
+        volumes: Sequence[DiskUse] = (),
     ) -> Operation:
         """The operation's subject has the name, also a made-up one. `key`: an Idempotency-Key of your own."""
-        body = LaunchBody(name=name or None, start=start, spec=spec, cloud_init=cloud_init)
+        body = LaunchBody(name=name or None, start=start, spec=spec, cloud_init=cloud_init, volumes=tuple(volumes))
         return await self._transport.change("POST", self._path(), Operation, body=body, key=key)
 
     async def change(self, name: str, changes: Changes, *, revision: int = 0) -> Operation:

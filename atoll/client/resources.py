@@ -1,4 +1,4 @@
-"""Images, networks, pools, volumes, hosts and tokens."""
+"""Images, networks, hosts and tokens."""
 
 from typing import Any
 
@@ -8,7 +8,6 @@ from atoll.client.wire import (
     HostView,
     NetworkView,
     NewToken,
-    PoolView,
     RecipeView,
     RenameBody,
     Token,
@@ -16,10 +15,8 @@ from atoll.client.wire import (
 )
 from atoll.image.model import Image
 from atoll.operation.model import Operation
-from atoll.storage.model import Volume
 
 Recipes = list[RecipeView]
-Volumes = list[Volume]
 
 
 class Images:
@@ -65,21 +62,6 @@ class Networks:
     async def get(self, name: str) -> NetworkView:
         path = path_of("projects", self._project, "networks", name)
         return await self._transport.request("GET", path, NetworkView)
-
-
-class Pools:
-    def __init__(self, transport: Transport, project: str) -> None:
-        self._transport, self._project = transport, project
-
-    async def list(self) -> list[PoolView]:
-        return await self._transport.request("GET", path_of("projects", self._project, "pools"), list[PoolView])
-
-    async def get(self, name: str) -> PoolView:
-        return await self._transport.request("GET", path_of("projects", self._project, "pools", name), PoolView)
-
-    async def volumes(self) -> Volumes:
-        """Every volume of the project, in whichever pool."""
-        return await self._transport.request("GET", path_of("projects", self._project, "volumes"), Volumes)
 
 
 class Hosts:

@@ -8,10 +8,11 @@ from msgspec import Meta
 from atoll.base.clock import Timestamp
 from atoll.base.ids import HostId
 from atoll.base.names import RECIPE
-from atoll.instance.model import CloudInit, InstanceSpec, Label
+from atoll.instance.model import CloudInit, Disk, DiskUse, InstanceSpec, Label, Text
 from atoll.instance.verbs.args import GRACE, Grace
 from atoll.network.model import Network, Port
-from atoll.storage.model import Capacity, Pool
+from atoll.storage.args import PoolPath, VolumeSize
+from atoll.storage.model import Bus, Cache, Capacity, Pool, Usage, Volume, VolumeAttachment, VolumeFormat
 
 MAX_BODY = 1 << 20
 """Bytes of a JSON body at most."""
@@ -25,12 +26,13 @@ MAX_WAIT = 60.0
 
 class LaunchBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`name`: one is made up where none is given. `start` false: create it, leave it stopped. `cloud_init` is kept
-    as a secret: no answer shows it."""
+    as a secret: no answer shows it. `volumes`: attached from the beginning, beside its own disk."""
 
     name: Label | None = None
     start: bool = True
     spec: InstanceSpec
     cloud_init: CloudInit | None = None
+    volumes: Annotated[tuple[DiskUse, ...], Meta(max_length=8)] = ()
 
 
 class RestartBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -127,10 +129,63 @@ class NetworkView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PoolView(msgspec.Struct, frozen=True, kw_only=True):
-    """`capacity`: none where this host cannot reach the pool now."""
+    """`capacity`: none where this host cannot reach the pool now: `state` is "unavailable" then, and `reason` says
+    why. `path`: its directory on this host. `filled`: the highest threshold (percent) that its use has passed, 0
+    for none. `volumes`, `provisioned`: how many there are in it, and what their guests see, bytes.
+    """
 
     pool: Pool
     capacity: Capacity | None = None
+    state: str = "ready"
+    reason: str = ""
+    path: str = ""
+    filled: int = 0
+    volumes: int = 0
+    provisioned: int = 0
+
+
+class PoolBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: Label
+    driver: Annotated[str, Meta(min_length=1, max_length=63)]
+    path: PoolPath
+    description: Text = ""
+
+
+class VolumeView(msgspec.Struct, frozen=True, kw_only=True):
+    """`pool`: its name. `usage`: none where that cannot be told now. `instance`: the name of who has it, `disk` its
+    place there."""
+
+    volume: Volume
+    pool: str = ""
+    usage: Usage | None = None
+    instance: str = ""
+    held: VolumeAttachment | None = None
+    disk: Disk | None = None
+
+
+class VolumeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: Label
+    size: VolumeSize
+    pool: Label = "default"
+    format: VolumeFormat = "thin"
+
+
+class AttachBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    instance: Label
+    bus: Bus = "virtio"
+    cache: Cache = "writeback"
+
+
+class DetachBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`force`: also while the guest has it mounted."""
+
+    force: bool = False
+
+
+class GrowBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`size`: what it shall have."""
+
+    size: VolumeSize
 
 
 class RecipeView(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from atoll import __version__
 from atoll.api.services import Services
 from atoll.api.tokens import TokenBook
-from atoll.base.units import parse_size
+from atoll.base.units import parse_duration, parse_size
 from atoll.client.wire import RecipeView
 from atoll.daemon import identity
 from atoll.daemon.config import Config
@@ -40,6 +40,7 @@ from atoll.instance.uids import Uids
 from atoll.instance.undoers import undoers
 from atoll.instance.verbs.change import Rename, Set
 from atoll.instance.verbs.delete import Delete
+from atoll.instance.verbs.disks import AttachVolume, DetachVolume, GrowVolume
 from atoll.instance.verbs.launch import Launch
 from atoll.instance.verbs.media import Eject
 from atoll.instance.verbs.power import Pause, Restart, Resume, Revive, Start, Stop
@@ -52,6 +53,10 @@ from atoll.operation.journal import Journal
 from atoll.operation.runner import Hook, Operations, nothing
 from atoll.storage.book import StorageBook
 from atoll.storage.registry import Pools
+from atoll.storage.verbs.pools import CreatePool, DeletePool, pool_undoers
+from atoll.storage.verbs.volumes import CreateVolume, DeleteVolume, RenameVolume, volume_undoers
+from atoll.storage.verbs.yard import Yard
+from atoll.storage.watch import PoolWatch
 from atoll.store.api import Key, Store, Txn
 from atoll.store.sqlite import SqliteStore
 
@@ -102,9 +107,7 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
         images, storage, networks = ImageBook(shared), StorageBook(shared), NetworkBook(shared)
         library = Library(paths.images, paths.cache, images, RECIPES)
         await library.open()
-        pools = Pools(storage, host=me.id, home=paths.state)
-        await storage.ensure_default()
-        await pools.open()
+        pools = await _pools(Pools(storage, host=me.id, home=paths.state, warn_at=config.storage.warn_at))
         realised = Realised(Site(me.tag, run_directory(me.tag), local))
         await _networks(networks, realised)
 
@@ -127,6 +130,8 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
         keeper = Keeper(here, operations)
         held.push_async_callback(operations.close)  # before the engine lets go: what runs still needs it
         held.push_async_callback(keeper.close)
+        every = parse_duration(config.storage.check_every)
+        await held.enter_async_context(PoolWatch(pools, events, every=every))
         services = Services(
             version=__version__,
             host_id=me.id,
@@ -153,6 +158,13 @@ def about(recipe: Recipe) -> str:
     return (getattr(sys.modules[recipe.__module__], "__doc__", "") or "").strip().partition("\n")[0]
 
 
+async def _pools(pools: Pools) -> Pools:
+    """Opened, the default one among them."""
+    await pools.book.ensure_default()
+    await pools.open()
+    return pools
+
+
 async def _swept(book: InstanceBook, boots: Boots) -> InstanceBook:
     """The instances' book, once the secrets of launches that never came to be are gone."""
     await boots.seeds.sweep({view.instance.seed for view in await book.all()})
@@ -174,6 +186,7 @@ def _teach(operations: Operations, here: Here, library: Library, kernels: Kernel
         Eject(here),
         undoers=undoers(here),
     )
+    _teach_storage(operations, here)
     operations.know(
         Build(library, kernels.changed),
         DeleteImage(library),
@@ -181,6 +194,18 @@ def _teach(operations: Operations, here: Here, library: Library, kernels: Kernel
         PruneImages(library),
         undoers=image_undoers(library),
     )
+
+
+def _teach_storage(operations: Operations, here: Here) -> None:
+    async def name_of(id: str) -> str:
+        view = await here.book.by_id(id)
+        return view.name if view else ""
+
+    pools = here.supplies.pools
+    yard = Yard(pools.book, pools, here.events, name_of)
+    own = CreateVolume(yard), DeleteVolume(yard), RenameVolume(yard), CreatePool(yard), DeletePool(yard)
+    operations.know(*own, undoers=volume_undoers(yard) | pool_undoers(yard))
+    operations.know(AttachVolume(here, yard), DetachVolume(here, yard), GrowVolume(here, yard))
 
 
 def _engine(paths: Paths, tag: str, probe: AccelProbe) -> Qemu:

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from atoll.base.errors import Invalid
-from atoll.base.units import parse_size
+from atoll.base.units import parse_duration, parse_size
 
 
 class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,6 +27,13 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory_reserve: str = "512MiB"
 
 
+class Storage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`warn_at`: percent of a pool whose use raises an event. `check_every`: between two looks at pools."""
+
+    warn_at: Annotated[tuple[Annotated[int, Meta(ge=1, le=100)], ...], Meta(max_length=10)] = (80, 90)
+    check_every: str = "30s"
+
+
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`size`: of one file; two are kept."""
 
@@ -37,6 +44,7 @@ class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: Listen = Listen()
     limits: Limits = Limits()
+    storage: Storage = Storage()
     log: Log = Log()
 
 
@@ -46,6 +54,8 @@ def load(path: Path) -> Config:
         config = msgspec.toml.decode(path.read_bytes(), type=Config)
         parse_size(config.limits.memory_reserve, field="limits.memory_reserve")
         parse_size(config.log.size, field="log.size")
+        if parse_duration(config.storage.check_every, field="storage.check_every") < 0.1:
+            raise Invalid("storage.check_every is too short", field="storage.check_every")
     except FileNotFoundError:
         return Config()
     except (msgspec.DecodeError, Invalid, ValueError) as error:

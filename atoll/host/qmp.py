@@ -34,8 +34,9 @@ class _Teller(EventListener):
 class Qmp:
     """One connection to a running QEMU. `lost` is done once it is gone, by whichever end."""
 
-    def __init__(self, client: QMPClient, name: str) -> None:
-        self._client, self._name = client, name
+    def __init__(self, client: QMPClient, name: str, sock: socket.socket) -> None:
+        self._client, self._name, self._sock = client, name, sock
+        self._handing = asyncio.Lock()
         self.lost = asyncio.create_task(self._watch(), name=f"qmp of {name}")
 
     @classmethod
@@ -46,6 +47,7 @@ class Qmp:
         client = QMPClient(name)
         client.register_listener(_Teller(on_event))
         sock = await sockets.connect(path, timeout=timeout)
+        own = sock.dup()  # the client's is its transport's alone
         connecting = asyncio.create_task(client.connect(sock), name=f"qmp connection to {name}")
         try:
             await asyncio.wait({connecting}, timeout=timeout)
@@ -60,7 +62,8 @@ class Qmp:
                 await asyncio.wait({connecting}, timeout=5)
             if connecting.cancelled() or connecting.exception() is not None:
                 sock.close()
-        return cls(client, name)
+                own.close()
+        return cls(client, name, own)
 
     async def execute(
         self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float = TIMEOUT
@@ -77,6 +80,16 @@ class Qmp:
         except (QMPError, OSError, EOFError, asyncio.InvalidStateError) as error:
             raise Unreachable(f"{self._name}: QEMU hung up during {command}") from error
 
+    async def add_fd(self, fd: int) -> int:
+        """Hand over an open file: the number of its set, so that /dev/fdset/NUMBER is its name there. Raises as
+        `execute`."""
+        async with self._handing:  # QEMU keeps only the last one sent
+            try:
+                socket.send_fds(self._sock, [b" "], [fd])
+            except OSError as error:
+                raise Unreachable(f"{self._name}: QEMU takes no file: {error.strerror}") from error
+            return int((await self.execute("add-fd"))["fdset-id"])
+
     async def _watch(self) -> None:
         while self._client.runstate.name == "RUNNING":
             await self._client.runstate_changed()
@@ -88,5 +101,6 @@ class Qmp:
         with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
             async with asyncio.timeout(5):
                 await self._client.disconnect()
+        self._sock.close()
         self.lost.cancel()
         await asyncio.gather(self.lost, return_exceptions=True)

@@ -21,6 +21,7 @@ from atoll.base.units import MiB, show_duration, show_size
 
 PACKAGES: dict[str, str] = {
     "bridge": "iproute2",
+    "btrfs": "btrfs-progs",
     "busybox": "busybox-static",
     "cp": "coreutils",
     "cpio": "cpio",
@@ -54,6 +55,7 @@ PACKAGES: dict[str, str] = {
     "setpriv": "util-linux",
     "sfdisk": "fdisk",
     "ssh": "openssh-client",
+    "stat": "coreutils",
     "swtpm": "swtpm",
     "swtpm_setup": "swtpm-tools",
     "systemctl": "systemd",

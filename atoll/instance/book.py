@@ -134,6 +134,12 @@ class InstanceBook:
         txn = Txn(expect={key: view.revision}, put={key: msgspec.json.encode(now)})
         return msgspec.structs.replace(view, instance=now, revision=await self._store.commit(txn))
 
+    def redefining(self, view: InstanceView, now: Instance) -> Txn:
+        """The part of a commit that writes its definition, as long as neither that nor its status moved."""
+        home = definition(view.id)
+        expect = {home: view.revision, status(view.id): view.status_revision}
+        return Txn(expect=expect, put={home: msgspec.json.encode(now)})
+
     async def rename(self, view: InstanceView, to: str) -> InstanceView:
         """Raises Exists, Conflict."""
         now = msgspec.structs.replace(view.instance, name=to)

@@ -10,7 +10,7 @@ from typing import Literal, Protocol, runtime_checkable
 import msgspec
 
 from atoll.base.ids import Bytes, Generation, InstanceId
-from atoll.instance.model import BootPlan, Disk, Exit, Hardware, Kind, Limits, Nic, State, Style
+from atoll.instance.model import BootPlan, Disk, DiskPlan, Exit, Hardware, Kind, Limits, Nic, State, Style
 
 
 class EngineTraits(msgspec.Struct, frozen=True):
@@ -110,6 +110,32 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Let go of the guests, which go on."""
+
+
+@runtime_checkable
+class Disks(Protocol):
+    """Disks that come and go after birth."""
+
+    def seat(self, hardware: Hardware, disk: Disk) -> Hardware:
+        """With one more disk, in the lowest free slot; on AHCI where it asks for virtio and the hardware is
+        `compatible`. Raises Exhausted (no place is left), Invalid (a bus that this machine has not)."""
+
+    async def add_disk(self, guest: InstanceId, disk: DiskPlan) -> None:
+        """To a guest that runs. One that is there already is success. Raises Absent, Refused (this machine, bus or
+        slot takes none while it runs: at its next start it does), Broken, Unreachable."""
+
+    async def remove_disk(self, guest: InstanceId, slot: int, *, timeout: float) -> None:
+        """Ask the guest to let go of it; when it has, it is taken away. Absent is success.
+
+        Raises Absent (no such guest), Refused (it did not let go within `timeout` seconds, or this bus cannot
+        while it runs). A guest that lets go later finds it gone; calling again then takes away the rest.
+        """
+
+    async def grow_disk(self, guest: InstanceId, slot: int, size: Bytes) -> None:
+        """Tell the guest that it is larger now. Raises Absent, Broken, Unreachable."""
+
+    async def mounts(self, guest: InstanceId, slot: int) -> tuple[str, ...]:
+        """Where the guest has it mounted, as the guest tells it. None where it tells nothing."""
 
 
 class Stream(Protocol):

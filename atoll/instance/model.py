@@ -12,7 +12,7 @@ from atoll.base.ids import Bytes, Digest, Generation, HostId, InstanceId, Operat
 from atoll.base.names import LABEL
 from atoll.base.units import KiB, MiB
 from atoll.network.model import Plugged
-from atoll.storage.model import Attachment
+from atoll.storage.model import Attachment, Bus, Cache
 
 Label = Annotated[str, Meta(pattern=LABEL, description="An RFC 1123 label in lower case")]
 Size = Annotated[Bytes, Meta(ge=0, le=1 << 60, description="bytes")]
@@ -151,12 +151,26 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     labels: dict[Annotated[str, Meta(max_length=63)], Annotated[str, Meta(max_length=255)]] = {}
 
 
+class DiskUse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A volume by its name, and how an instance shall have it."""
+
+    volume: Label
+    bus: Bus = "virtio"
+    cache: Cache = "writeback"
+
+
 class Disk(msgspec.Struct, frozen=True):
-    """A virtual disk's fixed place: its volume, the serial the guest reads and the slot it sits in."""
+    """A virtual disk's fixed place: its volume, the serial the guest reads and the slot it sits in.
+
+    `named`: the volume has a life of its own and stays when the instance goes.
+    """
 
     volume: VolumeId
     serial: str
     slot: int
+    bus: Bus = "virtio"
+    cache: Cache = "writeback"
+    named: bool = False
 
 
 class Nic(msgspec.Struct, frozen=True):
@@ -271,6 +285,8 @@ class DiskPlan(msgspec.Struct, frozen=True):
     serial: str
     slot: int
     attachment: Attachment
+    bus: Bus = "virtio"
+    cache: Cache = "writeback"
 
 
 class NicPlan(msgspec.Struct, frozen=True):

@@ -7,22 +7,22 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from atoll.base import clock
-from atoll.base.errors import Absent, AtollError
+from atoll.base.errors import Absent, AtollError, Refused
 from atoll.base.ids import Bytes, Digest, HostId, NetworkId, PortId, VolumeId, new_uuid
 from atoll.image.book import ImageBook, ImageView
 from atoll.image.library import Library
 from atoll.image.model import Image, ImageUse, Manifest
 from atoll.instance.admission import HOLDING
-from atoll.instance.book import InstanceView
+from atoll.instance.book import InstanceBook, InstanceView
 from atoll.instance.boots import Booting, Boots
-from atoll.instance.model import DiskPlan, InstanceSpec, NicPlan
+from atoll.instance.model import Disk, DiskPlan, DiskUse, InstanceSpec, NicPlan
 from atoll.instance.seed import Lan
 from atoll.network.book import NetworkBook
 from atoll.network.model import Network, Port
 from atoll.network.network import NetworkDriver
-from atoll.storage.book import PoolView, StorageBook
-from atoll.storage.model import Pool, Volume, VolumeAttachment, VolumeSpec
-from atoll.storage.registry import Pools
+from atoll.storage.book import PoolView, StorageBook, VolumeView
+from atoll.storage.model import Life, Pool, Volume, VolumeAttachment, VolumeSpec
+from atoll.storage.registry import Pools, check_ready
 from atoll.store.api import Revision, Store, Txn
 from atoll.store.txn import commit_afresh, merge
 
@@ -37,6 +37,7 @@ class Sources:
     pool: PoolView
     networks: tuple[Network, ...]
     cd: ImageView | None = None
+    volumes: tuple[VolumeView, ...] = ()
 
     @property
     def image(self) -> Image | None:
@@ -71,16 +72,33 @@ class Supplies:
     """Held while a network is brought up: two launches must not make one bridge twice."""
     boots: Boots
 
-    async def find(self, project: str, spec: InstanceSpec) -> Sources:
-        """Raises Absent with what may have been meant, and what a pool out of reach raises."""
+    async def find(self, project: str, spec: InstanceSpec, volumes: Iterable[DiskUse] = ()) -> Sources:
+        """Raises Absent with what may have been meant, Refused (a volume that another has), and what a pool out of
+        reach raises."""
         pool = await self.storage.find(project, spec.root.pool)
+        check_ready(pool.pool)
         await self.pools.capacity(pool.pool)  # one out of reach is found out before anything is claimed
         return Sources(
             await self.images.find(project, spec.image) if spec.image else None,
             pool,
             tuple([await self.networks.get(project, nic.network) for nic in spec.nics]),
             await self.images.find(project, spec.cdrom) if spec.cdrom else None,
+            tuple([await self.free(await self.storage.find_volume(project, use.volume)) for use in volumes]),
         )
+
+    async def free(self, view: VolumeView) -> VolumeView:
+        """A volume that may be attached. Raises Refused."""
+        volume = view.volume
+        if view.held:
+            holder = await InstanceBook(self.store).by_id(view.held.instance)
+            name = holder.name if holder else view.held.instance
+            hint = f"atoll volume detach {volume.name}" if volume.named else ""
+            raise Refused(f"volume {volume.name} is attached to instance {name}", hint=hint, field="volume")
+        if volume.state is not Life.READY:
+            raise Refused(
+                f"volume {volume.name} is {volume.state}", hint=f"atoll volume show {volume.name}", field="volume"
+            )
+        return view
 
     async def plan(self, project: str, id: str, name: str, size: Bytes, sources: Sources) -> Plan:
         """Draw ids, addresses and claims. `size` of the root disk in bytes; 0: as the image's."""
@@ -100,6 +118,9 @@ class Supplies:
         for found, holder in uses:
             if found is not None:
                 claims.append(self.images.claiming(found, ImageUse(volume=holder, project=project, user=name)))
+        for view in sources.volumes:
+            other = VolumeAttachment(volume=view.volume.id, instance=id, host=self.host)
+            claims.append(self.storage.attaching(view, other))
         ports = []
         for network in sources.networks:
             port, claim = await self.networks.plan_port(network, project=project, instance=id, name=name)
@@ -116,11 +137,10 @@ class Supplies:
         disks, nics = view.instance.hardware.disks, view.instance.hardware.nics
 
         async def make() -> tuple[None, Txn]:
-            parts = [await instance(), await self.storage.releasing(view.project, [disk.volume for disk in disks])]
-            if view.instance.image:
-                parts += [self.images.releasing(view.instance.image, disk.volume) for disk in disks]
-            if view.instance.cdrom:
-                parts.append(self.images.releasing(view.instance.cdrom, VolumeId(view.id)))
+            own = [disk.volume for disk in disks if not disk.named]
+            parts = [await instance(), await self.storage.releasing(view.project, own)]
+            parts += [await self.storage.detaching(disk.volume, view.id) for disk in disks if disk.named]
+            parts += [self.images.releasing(image, holder) for image, holder in image_uses(view)]
             parts += [await self.networks.release_port(NetworkId(nic.network), nic.port) for nic in nics]
             return None, merge(*parts)
 
@@ -128,14 +148,14 @@ class Supplies:
 
     async def make_disks(self, view: InstanceView) -> None:
         """The root disk as a thin clone of the image, or empty. Raises Exhausted, Broken."""
-        for disk in view.instance.hardware.disks:
+        for disk in own_disks(view):
             volume = await self.storage.volume(view.project, disk.volume)
             driver = await self.pools.driver(await self._pool(view))
             base = (await self.library.layers(view.instance.image)).base if view.instance.image else ()
             await driver.create(VolumeSpec(volume.id, volume.size, base))
 
     async def delete_disks(self, view: InstanceView) -> None:
-        for disk in view.instance.hardware.disks:
+        for disk in own_disks(view):
             await self.delete_volume(view.project, view.instance.spec.root.pool, disk.volume)
 
     async def delete_volume(self, project: str, pool: str, volume: str) -> None:
@@ -144,15 +164,20 @@ class Supplies:
 
     async def attach(self, view: InstanceView) -> tuple[DiskPlan, ...]:
         """Record this generation as the disks' owner, then open them. Raises Refused to an older generation."""
-        plans = []
-        driver = await self.pools.driver(await self._pool(view))
-        for disk in view.instance.hardware.disks:
-            held = VolumeAttachment(
-                volume=disk.volume, instance=view.id, host=self.host, generation=view.status.generation
-            )
-            await self.store.commit(await self.storage.owning(held))
-            plans.append(DiskPlan(disk.serial, disk.slot, await driver.attach(disk.volume)))
-        return tuple(plans)
+        return tuple([await self.attach_disk(view, disk) for disk in view.instance.hardware.disks])
+
+    async def attach_disk(self, view: InstanceView, disk: Disk) -> DiskPlan:
+        """One of them, as `attach`."""
+        held = VolumeAttachment(
+            volume=disk.volume, instance=view.id, host=self.host, generation=view.status.generation
+        )
+
+        async def owned() -> tuple[None, Txn]:
+            return None, await self.storage.owning(held)
+
+        await commit_afresh(self.store, owned)
+        driver = await self.pools.of(await self.storage.volume(view.project, disk.volume))
+        return DiskPlan(disk.serial, disk.slot, await driver.attach(disk.volume), disk.bus, disk.cache)
 
     async def boot(self, view: InstanceView) -> Booting:
         """What it boots from, ready to be opened. Raises Lacking (no such firmware here), Absent, Broken."""
@@ -188,10 +213,8 @@ class Supplies:
 
     async def rename(self, view: InstanceView, *, owner: int | None, running: bool) -> None:
         """Its name in what it uses: its image's users, its ports' records and, while it runs, their DNS."""
-        held = [(view.instance.image, disk.volume) for disk in view.instance.hardware.disks]
-        for image, holder in [*held, (view.instance.cdrom, VolumeId(view.id))]:
-            if image:
-                await self._rename_use(image, ImageUse(volume=holder, project=view.project, user=view.name))
+        for image, holder in image_uses(view):
+            await self._rename_use(image, ImageUse(volume=holder, project=view.project, user=view.name))
         for nic in view.instance.hardware.nics:
             record = await self._network(nic.network)
             if record is None:
@@ -232,3 +255,14 @@ class Supplies:
     async def _driver(self, network: str) -> NetworkDriver | None:
         record = await self._network(network)
         return await self.realise(record) if record else None
+
+
+def own_disks(view: InstanceView) -> list[Disk]:
+    """Those that came with it and go with it."""
+    return [disk for disk in view.instance.hardware.disks if not disk.named]
+
+
+def image_uses(view: InstanceView) -> list[tuple[Digest, VolumeId]]:
+    """Which images it uses, and under what each knows it: its own disk, or for the CD in its drive its id."""
+    held = [(view.instance.image, disk.volume) for disk in own_disks(view)]
+    return [use for use in (*held, (view.instance.cdrom, VolumeId(view.id))) if use[0]]

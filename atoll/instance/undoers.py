@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 
 from atoll.base.errors import AtollError
+from atoll.base.ids import VolumeId
 from atoll.instance.here import Here
 from atoll.instance.model import State
+from atoll.instance.verbs import disks
 from atoll.operation.verb import Undoer
 
 
@@ -40,8 +42,12 @@ def undoers(here: Here) -> dict[str, Undoer]:
     async def forget_seed(args: Mapping[str, str]) -> None:
         await here.supplies.boots.seeds.forget(args["id"])
 
+    async def let_go(args: Mapping[str, str]) -> None:
+        await disks.let_go(here, args["instance"], VolumeId(args["volume"]))
+
     return {
         "seed.forget": forget_seed,
+        "volume.let-go": let_go,
         "instance.settle": settle,
         "instance.forget": forget,
         "guest.end": end_guest,

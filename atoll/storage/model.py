@@ -1,17 +1,32 @@
 """Volumes and pools as plain values."""
 
+from enum import StrEnum
+from typing import Literal
+
 import msgspec
 
 from atoll.base.clock import Timestamp
 from atoll.base.ids import Bytes, Digest, HostId, PoolId, VolumeId
 
+VolumeFormat = Literal["thin", "full", "raw"]
+"""thin: qcow2, grows as it is written. full: raw with every byte of it taken from the pool at once, never given
+back. raw: raw with holes."""
+Bus = Literal["virtio", "scsi", "ahci"]
+Cache = Literal["writeback", "none", "writethrough", "directsync", "unsafe"]
+"""As QEMU's cache= (qemu-system-x86_64(1), -drive): whether the host's memory keeps what is read and written, and
+whether a write is on the disk before the guest hears that it is."""
+
 
 class Layer(msgspec.Struct, frozen=True):
-    """One file or device of a disk's backing chain. Who opens it is told the format, never left to guess."""
+    """One file or device of a disk's backing chain. Who opens it is told the format, never left to guess.
+
+    `discard`: whether what the guest discards is given back to the pool.
+    """
 
     uri: str
     format: str
     read_only: bool = False
+    discard: bool = True
 
 
 class VolumeSpec(msgspec.Struct, frozen=True):
@@ -20,6 +35,7 @@ class VolumeSpec(msgspec.Struct, frozen=True):
     id: VolumeId
     size: Bytes
     base: tuple[Layer, ...] = ()
+    format: VolumeFormat = "thin"
 
 
 class Attachment(msgspec.Struct, frozen=True):
@@ -29,10 +45,12 @@ class Attachment(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Bytes. `provisioned`: what the guest sees; `allocated`: what the volume really takes of the pool."""
+    """Bytes. `provisioned`: what the guest sees; `used`: what of its files holds data, also where other volumes
+    share it; `allocated`: what the pool would have back without the volume."""
 
     provisioned: Bytes
     allocated: Bytes
+    used: Bytes = Bytes(0)
 
 
 class Capacity(msgspec.Struct, frozen=True):
@@ -44,11 +62,20 @@ class Capacity(msgspec.Struct, frozen=True):
 
 
 class PoolTraits(msgspec.Struct, frozen=True):
-    """What callers may rely on. Ask this, never the driver's name."""
+    """What callers may rely on. Ask this, never the driver's name. `reflinks`: a clone of a file on the pool's own
+    file system stands on nothing: it is a copy that shares its blocks."""
 
     shared: bool = False
     clones: bool = False
-    grows_online: bool = False
+    reflinks: bool = False
+
+
+class Life(StrEnum):
+    """Of a pool's or volume's record. `creating` and `deleting` belong to the operation that is at it."""
+
+    CREATING = "creating"
+    READY = "ready"
+    DELETING = "deleting"
 
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,18 +87,25 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     driver: str
     description: str = ""
     created: Timestamp
+    state: Life = Life.READY
 
 
 class PoolPlace(msgspec.Struct, frozen=True, kw_only=True):
-    """A pool's realisation on one host, recorded once it is laid out there. `path` "": the host's own choice."""
+    """A pool's realisation on one host. `path` "": the host's own choice. `laid` false: it is not laid out there
+    yet, so an empty directory may become it; afterwards an empty one is a disk that is not mounted."""
 
     pool: PoolId
     host: HostId
     path: str = ""
+    laid: bool = True
 
 
 class Volume(msgspec.Struct, frozen=True, kw_only=True):
-    """A virtual disk. It belongs to a pool, not to a host. `base`: the image it is a thin clone of."""
+    """A virtual disk. It belongs to a pool, not to a host. `base`: the image it is a thin clone of.
+
+    `named`: it has a life of its own under a name of its project's; otherwise it came with an instance and goes
+    with it.
+    """
 
     id: VolumeId
     project: str
@@ -80,6 +114,9 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     size: Bytes
     base: Digest | None = None
     created: Timestamp
+    format: VolumeFormat = "thin"
+    named: bool = False
+    state: Life = Life.READY
 
 
 class VolumeAttachment(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,10 +14,15 @@ class PoolDriver(Protocol):
     traits: PoolTraits
 
     async def open(self) -> None:
-        """Make the pool ready (idempotent). Raises Lacking, Broken."""
+        """Make the pool ready (idempotent). Raises Lacking, Refused (this place cannot be it), Broken."""
+
+    async def withdraw(self) -> None:
+        """Take away what `open` laid out, and nothing else. Raises Refused while volumes are in it. Absent is
+        success."""
 
     async def create(self, spec: VolumeSpec) -> None:
-        """Make a volume, a thin clone where `spec.base` has layers. Raises Exists, Exhausted, Broken.
+        """Make a volume, a thin clone where `spec.base` has layers. Raises Exists, Invalid (it cannot be a clone),
+        Exhausted (also: larger than the whole pool), Broken.
 
         A failed create leaves nothing; `delete` of it succeeds all the same.
         """
@@ -28,6 +33,10 @@ class PoolDriver(Protocol):
     async def grow(self, volume: VolumeId, size: Bytes) -> None:
         """Raises Absent, Refused (smaller than it is), Exhausted. Only while no engine has it open."""
 
+    async def make_room(self, volume: VolumeId, size: Bytes) -> None:
+        """What only the pool can do before an engine grows a volume that it has open: check that it may become so
+        large, and reserve what a full one will take. May be repeated. Raises as `grow`."""
+
     async def attach(self, volume: VolumeId) -> Attachment:
         """What an engine on this host may open. Raises Absent."""
 
@@ -36,5 +45,8 @@ class PoolDriver(Protocol):
 
     async def volumes(self) -> Mapping[VolumeId, Usage]:
         """What is there by looking, whatever the records say."""
+
+    async def usage(self, volume: VolumeId) -> Usage:
+        """Of one, also while an engine has it open. Raises Absent."""
 
     async def capacity(self) -> Capacity: ...

@@ -326,6 +326,15 @@ async def test_hardware_is_resolved_at_birth(engine: FullEngine) -> None:
     assert (await engine.furnish(replace(WANT, machine="pc"))).machine.startswith("pc-i440fx-")
 
 
+async def test_compatible_hardware_has_ahci_for_virtio(engine: FullEngine) -> None:
+    more = Disk(VolumeId("v2"), "serial2", 0, named=True)
+    disks = (*WANT.disks, replace(more, bus="scsi"))
+    made = await engine.furnish(replace(WANT, style="compatible", disks=disks))
+    assert [disk.bus for disk in made.disks] == ["ahci", "ahci", "scsi"]
+    made = engine.seat(engine.seat(made, more), replace(more, bus="scsi"))
+    assert [disk.bus for disk in made.disks[3:]] == ["ahci", "scsi"]
+
+
 async def test_hardware_that_cannot_be_is_refused(engine: FullEngine) -> None:
     with pytest.raises(Lacking):
         await engine.furnish(replace(WANT, arch="riscv64"))

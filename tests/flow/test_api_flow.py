@@ -21,6 +21,7 @@ from atoll.base.errors import (
     Refused,
     Unauthenticated,
 )
+from atoll.base.ids import Bytes
 from atoll.client import Client, Endpoint, NotRunning
 from atoll.instance.model import InstanceSpec, State
 from atoll.instance.verbs.args import Changes
@@ -242,8 +243,18 @@ async def test_the_rest_of_the_nouns(client: Client) -> None:
     assert (await client.hosts.probe(host.id, refresh=True))["cpus"] == 4
     assert (await client.networks.list())[0] == await client.networks.get("default")
     assert (await client.pools.list())[0] == await client.pools.get("default")
-    assert len(await client.pools.volumes()) == 1
-    assert await client.within("lab").pools.volumes() == []
+    assert [view.volume.name for view in await client.volumes.list()] == ["root"]
+    assert await client.within("lab").volumes.list() == []
+    await client.operations.wait(await client.volumes.create("data", Bytes(1 << 30), format="raw"))
+    await client.operations.wait(await client.volumes.attach("data", "web", bus="scsi"))
+    await client.operations.wait(await client.volumes.detach("data", force=True))
+    await client.operations.wait(await client.volumes.grow("data", Bytes(2 << 30)))
+    await client.operations.wait(await client.volumes.rename("data", "old"))
+    old = await client.volumes.get("old")
+    assert (old.volume.size, old.volume.format, old.pool) == (2 << 30, "raw", "default")
+    await client.operations.wait(await client.volumes.delete("old"))
+    await client.operations.wait(await client.pools.create("fast", driver="dir", path="/srv/fast"))
+    await client.operations.wait(await client.pools.delete("fast", force=True))
     assert [recipe.name for recipe in await client.images.recipes()] == ["tiny"]
     await client.operations.wait(await client.images.build("tiny"))
     await client.operations.wait(await client.images.rename("tiny", "small"))

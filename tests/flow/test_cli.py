@@ -237,6 +237,7 @@ async def test_every_list_prints(reef: Shore) -> None:
         "image show tiny",
         "network show default",
         "pool show default",
+        "volume show root",
         "host show",
         "host probe",
         "log web",

@@ -41,9 +41,16 @@ CALLS: dict[str, dict[str, Any]] = {
     "image_prune": {"params": {"unused": "true"}},
     "image_rename": {"json": {"to": "small"}},
     "instance_shell": {"expect": 405},
+    "volume_create": {"json": {"name": "data", "size": 1 << 30, "format": "raw"}},
+    "volume_attach": {"json": {"instance": "web1", "bus": "scsi", "cache": "none"}},
+    "volume_detach": {"json": {"force": True}},
+    "volume_grow": {"json": {"size": 2 << 30}},
+    "volume_rename": {"json": {"to": "old"}},
+    "pool_create": {"json": {"name": "fast", "driver": "dir", "path": "/srv/fast"}},
+    "pool_delete": {"params": {"force": "true"}},
     "instance_console": {"expect": 405},  # a WebSocket: tests/flow/test_api_flow.py talks to it
 }
-LAST = ["instance_rename", "instance_delete", "image_rename", "image_delete"]
+LAST = ["instance_rename", "instance_delete", "image_rename", "image_delete", "volume_rename", "volume_delete"]
 
 
 @pytest.fixture
@@ -82,6 +89,8 @@ async def test_every_route_answers_as_described(kit: Kit) -> None:
             launched = await http.post("/v1/projects/default/instances", json={"name": name, "spec": SPEC})
             operation = launched.json()["id"]
             await http.get(f"/v1/operations/{operation}?wait=5")
+        made = await http.post("/v1/projects/default/volumes", json={"name": "web1", "size": 1 << 30})
+        await http.get(f"/v1/operations/{made.json()['id']}?wait=5")
         kit.app.closing.set()  # so that the stream of events ends
         order = [name for name in OPERATIONS if name not in LAST] + LAST
         for id in order:

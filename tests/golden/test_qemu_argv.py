@@ -16,7 +16,7 @@ from atoll.instance.engines.qemu.argv import Handed, LayerHanded, NicHanded
 from atoll.instance.engines.qemu.firmware import BootHanded
 from atoll.instance.model import BootPlan, CdromPlan, DiskPlan, Limits, NicPlan, UefiPlan
 from atoll.network.model import Plugged
-from atoll.storage.model import Attachment, Layer
+from atoll.storage.model import Attachment, Bus, Cache, Layer
 from tests.kit.plans import boot_plan, hardware, user_nic
 
 FOLDER = Path(__file__).parent / "qemu"
@@ -45,6 +45,12 @@ OWN = replace(PLAN, boot=None)
 BOOTS = BootHanded()
 UEFI = replace(OWN, uefi=UefiPlan("/usr/share/OVMF/OVMF_CODE_4M.fd", "/var/vars.fd"))
 OLD = hardware(style="compatible")
+AHCI = replace(DISK, bus="ahci")
+BUSES: tuple[tuple[int, Bus], ...] = ((2, "ahci"), (3, "scsi"), (4, "ahci"))
+MORE = tuple(DiskPlan(f"s{n}", n, Attachment((Layer("/d", "raw"),)), bus, "writethrough") for n, bus in BUSES)
+DISKS: tuple[tuple[int, Bus, Cache], ...] = (
+    (2, "scsi", "writeback"), (3, "ahci", "writethrough"), (4, "virtio", "unsafe"), (5, "virtio", "directsync"),
+)  # fmt: skip
 
 CASES: dict[str, tuple[BootPlan, Handed]] = {
     "q35-tcg": (PLAN, HANDED),
@@ -70,12 +76,33 @@ CASES: dict[str, tuple[BootPlan, Handed]] = {
         replace(HANDED, boot=BootHanded(iso=42, seed=43)),
     ),
     "q35-compatible": (
-        replace(OWN, hardware=OLD, cdrom=CdromPlan("/iso"), seed="/seed.iso"),
+        replace(OWN, hardware=OLD, disks=(AHCI,), cdrom=CdromPlan("/iso"), seed="/seed.iso"),
         replace(HANDED, boot=BootHanded(iso=42, seed=43)),
     ),
     "pc-compatible": (
-        replace(OWN, hardware=replace(OLD, machine="pc-i440fx-7.2"), cdrom=CdromPlan()),
+        replace(OWN, hardware=replace(OLD, machine="pc-i440fx-7.2"), disks=(AHCI,), cdrom=CdromPlan()),
         replace(HANDED, boot=BOOTS),
+    ),
+    "q35-compatible-disks": (
+        replace(OWN, hardware=OLD, disks=(AHCI, *MORE)),
+        replace(HANDED, boot=BOOTS, disks=(LAYERS, *((LayerHanded(38 + d.slot, "raw", False),) for d in MORE))),
+    ),
+    "q35-disks": (
+        replace(
+            PLAN,
+            disks=(
+                replace(DISK, cache="none"),
+                *(
+                    DiskPlan(
+                        f"serial{slot}", slot, Attachment((Layer("/d", "raw", discard=slot != 4),)), bus, cache
+                    )
+                    for slot, bus, cache in DISKS
+                ),
+            ),
+        ),
+        replace(
+            HANDED, disks=(LAYERS, *((LayerHanded(38 + d[0], "raw", False, discard=d[0] != 4),) for d in DISKS))
+        ),
     ),
     "grown-beyond-birth": (replace(PLAN, cpus=4, memory=Bytes(2 * GiB)), HANDED),
 }

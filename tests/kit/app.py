@@ -22,12 +22,28 @@ from atoll.instance.engine import EngineTraits, Furnish, GuestEvent, Observed, O
 from atoll.instance.model import BootPlan, Disk, Hardware, Instance, InstanceSpec, InstanceStatus, Kind, Nic, State
 from atoll.instance.model import Limits as Shares
 from atoll.instance.seeds import SeedBook
-from atoll.instance.verbs.args import DeleteArgs, LaunchArgs, NamedArgs, RenameArgs, SetArgs, StopArgs
+from atoll.instance.verbs.args import (
+    AttachVolumeArgs,
+    DeleteArgs,
+    LaunchArgs,
+    NamedArgs,
+    RenameArgs,
+    SetArgs,
+    StopArgs,
+)
 from atoll.operation.book import OperationBook
 from atoll.operation.events import Events
 from atoll.operation.journal import Journal
 from atoll.operation.runner import Operations
 from atoll.operation.verb import Recovery
+from atoll.storage.args import (
+    CreatePoolArgs,
+    CreateVolumeArgs,
+    GrowVolumeArgs,
+    PoolArgs,
+    RenameVolumeArgs,
+    VolumeArgs,
+)
 from atoll.store.api import Revision
 from atoll.store.memory import MemoryStore
 from tests.kit.fake_resources import DIGEST, GIB, FakeHost, FakeImages, FakeNetworks, FakePools
@@ -240,8 +256,10 @@ class Pace:
 class FakeVerbs:
     """What the instance and image verbs do to records, without disks, ports or guests."""
 
-    def __init__(self, book: InstanceBook, store: MemoryStore, images: FakeImages, pace: Pace) -> None:
-        self.book, self.store, self.images, self.pace = book, store, images, pace
+    def __init__(
+        self, book: InstanceBook, store: MemoryStore, images: FakeImages, pools: FakePools, pace: Pace
+    ) -> None:
+        self.book, self.store, self.images, self.pools, self.pace = book, store, images, pools, pace
 
     def all(self) -> list[Pretend]:
         table: list[tuple[str, type[msgspec.Struct], Any]] = [
@@ -259,6 +277,14 @@ class FakeVerbs:
             ("image.delete", ImageArgs, self.images.delete),
             ("image.rename", RenameImageArgs, self.images.rename),
             ("image.prune", PruneArgs, self.images.prune),
+            ("volume.create", CreateVolumeArgs, self.pools.create_volume),
+            ("volume.delete", VolumeArgs, self.pools.delete_volume),
+            ("volume.attach", AttachVolumeArgs, self.pools.change_volume),
+            ("volume.detach", VolumeArgs, self.pools.change_volume),
+            ("volume.grow", GrowVolumeArgs, self.pools.grow_volume),
+            ("volume.rename", RenameVolumeArgs, self.pools.rename_volume),
+            ("pool.create", CreatePoolArgs, self.pools.change_pool),
+            ("pool.delete", PoolArgs, self.pools.change_pool),
         ]
         return [Pretend(name, args, act, self.pace) for name, args, act in table]
 
@@ -328,7 +354,8 @@ async def make_kit(*, instances: Any = None, limits: Limits | None = None, **ser
     await events.start()
     operations = Operations(OperationBook(store), Journal(local), events, host=HOST, epoch=1)
     book, pace, images, engine = InstanceBook(store), Pace(), FakeImages(), FakeGuests()
-    operations.know(*FakeVerbs(book, store, images, pace).all())
+    pools = FakePools()
+    operations.know(*FakeVerbs(book, store, images, pools, pace).all())
     services = Services(
         version="0.1.0",
         host_id=HOST,
@@ -338,7 +365,7 @@ async def make_kit(*, instances: Any = None, limits: Limits | None = None, **ser
         engines={Kind.VM: engine},
         images=images,
         networks=FakeNetworks(),
-        pools=FakePools(),
+        pools=pools,
         tokens=TokenBook(store),
         host=FakeHost(),
         memory=lambda: HostMemory(total=Bytes(8 * GIB), reserve=Bytes(GIB)),

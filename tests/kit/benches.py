@@ -14,10 +14,11 @@ from atoll.base.units import MiB
 from atoll.host import cgroups, process
 from atoll.host.probe.accel import Accel
 from atoll.host.run import run
-from atoll.instance.engine import Consoles, Displays, Ejects, Engine, Executes, Measures
+from atoll.instance.engine import Consoles, Disks, Displays, Ejects, Engine, Executes, Measures
 from atoll.instance.engines.qemu import adopt
 from atoll.instance.engines.qemu.engine import Qemu
 from atoll.instance.model import BootPlan, DirectBoot, DiskPlan, Exit, State
+from atoll.storage.model import Attachment, Bus, Layer
 from tests.kit.fake_engine import FakeEngine, FakeHost
 from tests.kit.images import Image
 from tests.kit.plans import boot_plan, hardware, layers, user_nic
@@ -26,7 +27,7 @@ SLOW = 120.0
 """Seconds for a guest under TCG on a busy machine."""
 
 
-class FullEngine(Engine, Consoles, Executes, Measures, Displays, Ejects, Protocol):
+class FullEngine(Engine, Consoles, Executes, Measures, Displays, Ejects, Disks, Protocol):
     pass
 
 
@@ -38,6 +39,12 @@ class Bench(Protocol):
 
     async def kill(self, guest: InstanceId) -> None:
         """End the guest's process from outside."""
+
+    async def empty_disk(self, slot: int, bus: Bus = "virtio") -> DiskPlan:
+        """A new one of 16 MiB, raw."""
+
+    def cling(self, guest: InstanceId, slot: int) -> None:
+        """A guest that has just been started lets go of nothing yet."""
 
     async def close(self) -> None: ...
 
@@ -53,6 +60,12 @@ class FakeBench:
 
     async def plan(self, **changes: Any) -> BootPlan:
         return boot_plan(**changes)
+
+    async def empty_disk(self, slot: int, bus: Bus = "virtio") -> DiskPlan:
+        return DiskPlan(f"empty{slot}", slot, Attachment((Layer("/fake/empty", "raw"),)), bus)
+
+    def cling(self, guest: InstanceId, slot: int) -> None:
+        next(g for (id, _), g in self._host.guests.items() if id == guest).clings.add(slot)
 
     async def kill(self, guest: InstanceId) -> None:
         self._last.die(guest)
@@ -100,6 +113,15 @@ class QemuBench:
             "hardware": hardware(nics=()),
         }
         return boot_plan(**{"id": made.id, "name": made.name, **fixed, **changes})
+
+    async def empty_disk(self, slot: int, bus: Bus = "virtio") -> DiskPlan:
+        path = self._place / f"empty{slot}.raw"
+        path.touch(0o600)
+        os.truncate(path, 16 * MiB)
+        return DiskPlan(f"empty{slot}", slot, Attachment((Layer(str(path), "raw"),)), bus)
+
+    def cling(self, guest: InstanceId, slot: int) -> None:
+        return None
 
     async def kill(self, guest: InstanceId) -> None:
         os.kill(self._pid(guest), signal.SIGKILL)

@@ -33,7 +33,8 @@ SMALL = 128 * MIB
 INSTANCES = "/v1/projects/default/instances"
 HELD = {
     "shared": (
-        "/instances/", "/instance-status/", "/instance-names/", "/volumes/", "/attachments/", "/ports/",
+        "/instances/", "/instance-status/", "/instance-names/", "/volumes/", "/volume-names/", "/attachments/",
+        "/ports/",
         "/addresses/", "/macs/", "/image-refs/", "/operations-running/",
     ),
     "local": ("/journal/", "/uids/"),
@@ -272,7 +273,7 @@ class Daemon:
 
     def files(self) -> list[str]:
         """Run directories, volumes, memory, builds, and what DHCP and DNS are told of ports."""
-        found = [*(self.state / "run").glob("*"), *(self.state / "pools").rglob("*.qcow2*")]
+        found = [*(self.state / "run").glob("*"), *(self.state / "pools").glob("*/volumes/*")]
         found += [*(self.state / "images" / "builds").glob("*"), *Path("/dev/shm").glob(f"atoll-{self.tag}-*")]
         found += [p for p in self._runtime().rglob("*") if p.is_file() and p.parent.name in ("names", "dhcp")]
         return [str(path) for path in found]

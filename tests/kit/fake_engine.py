@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from atoll.base import clock
-from atoll.base.errors import Absent, Exists, Invalid, Lacking, Refused, Unreachable
+from atoll.base.errors import Absent, Exhausted, Exists, Invalid, Lacking, Refused, Unreachable
 from atoll.base.ids import Bytes, Generation, InstanceId
 from atoll.base.units import MiB
 from atoll.instance.engine import EngineTraits, Furnish, GuestEvent, Observed, Outcome, Stats
 from atoll.instance.engines.qemu.feed import Feed
-from atoll.instance.model import BootPlan, CdromPlan, Exit, Hardware, Kind, Limits, State
+from atoll.instance.model import BootPlan, CdromPlan, Disk, DiskPlan, Exit, Hardware, Kind, Limits, State, Style
 from tests.kit.faults import Faults
 
 CRASH = "killed by SIGKILL"
@@ -32,6 +32,9 @@ class FakeGuest:
     memory: int = 0
     files: dict[str, bytes] = field(default_factory=dict)
     console: bytes = b"Welcome\r\n"
+    mounts: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    grown: dict[int, int] = field(default_factory=dict)
+    clings: set[int] = field(default_factory=set)
 
     @property
     def alive(self) -> bool:
@@ -111,7 +114,7 @@ class FakeEngine(Faults):
             raise Lacking("KVM does not work on this host: it is a fake")
         if want.memory < 32 * MiB:
             raise Invalid("too little memory", field="spec.memory")
-        disks = tuple(replace(disk, slot=slot) for slot, disk in enumerate(want.disks))
+        disks = tuple(replace(fit(want.style, disk), slot=slot) for slot, disk in enumerate(want.disks))
         nics = tuple(replace(nic, slot=slot) for slot, nic in enumerate(want.nics, len(disks)))
         machine = {"auto": "pc-q35-7.2", "q35": "pc-q35-7.2", "pc": "pc-i440fx-7.2"}.get(want.machine, want.machine)
         return Hardware(
@@ -178,6 +181,41 @@ class FakeEngine(Faults):
         self.maybe("limit")
         held = self._alive(guest)
         held.plan = replace(held.plan, limits=limits)
+
+    def seat(self, hardware: Hardware, disk: Disk) -> Hardware:
+        taken = {d.slot for d in hardware.disks} | {n.slot for n in hardware.nics}
+        free = next((slot for slot in range(16) if slot not in taken), None)
+        if free is None:
+            raise Exhausted("all 16 places for disks and NICs are taken")
+        return replace(hardware, disks=(*hardware.disks, replace(fit(hardware.style, disk), slot=free)))
+
+    async def add_disk(self, guest: InstanceId, disk: DiskPlan) -> None:
+        self.maybe("add_disk")
+        held = self._alive(guest)
+        if disk.bus == "ahci":
+            raise Refused("a disk on ahci neither comes nor goes while it runs", field="bus")
+        others = tuple(other for other in held.plan.disks if other.slot != disk.slot)
+        held.plan = replace(held.plan, disks=(*others, disk))
+
+    async def remove_disk(self, guest: InstanceId, slot: int, *, timeout: float) -> None:
+        self.maybe("remove_disk")
+        held = self._alive(guest)
+        if slot not in {disk.slot for disk in held.plan.disks}:
+            return
+        if held.state is State.PAUSED:
+            raise Refused(f"{held.plan.name} is paused and cannot let go of it", hint="resume it")
+        if slot in held.clings:
+            raise Refused(f"{held.plan.name} did not let go of the disk within {timeout:g} s")
+        held.plan = replace(held.plan, disks=tuple(disk for disk in held.plan.disks if disk.slot != slot))
+        held.mounts.pop(slot, None)
+
+    async def grow_disk(self, guest: InstanceId, slot: int, size: Bytes) -> None:
+        self.maybe("grow_disk")
+        self._alive(guest).grown[slot] = size
+
+    async def mounts(self, guest: InstanceId, slot: int) -> tuple[str, ...]:
+        self.maybe("mounts")
+        return self._alive(guest).mounts.get(slot, ())
 
     async def forget(self, guest: InstanceId) -> None:
         held = self._held.get(guest)
@@ -291,6 +329,10 @@ class FakeEngine(Faults):
     def _tell(self, guest: FakeGuest) -> None:
         if self._held.get(guest.plan.id) is guest:
             self._feed.tell(GuestEvent(guest.plan.id, guest.seen))
+
+
+def fit(style: Style, disk: Disk) -> Disk:
+    return replace(disk, bus="ahci") if style == "compatible" and disk.bus == "virtio" else disk
 
 
 class FakeStream:

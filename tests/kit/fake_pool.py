@@ -32,7 +32,7 @@ class FakePool(Faults):
         self.maybe("create")
         if spec.id in self.held:
             raise Exists(f"volume {spec.id} already exists")
-        self._check_room()
+        self._check_room(0 if spec.base else spec.size)
         self.held[spec.id] = spec
 
     async def delete(self, volume: VolumeId) -> None:
@@ -41,26 +41,46 @@ class FakePool(Faults):
 
     async def grow(self, volume: VolumeId, size: Bytes) -> None:
         self.maybe("grow")
+        self._judge(volume, size)
+        self.held[volume] = msgspec.structs.replace(self._present(volume), size=size)
+
+    async def make_room(self, volume: VolumeId, size: Bytes) -> None:
+        self.maybe("make_room")
+        self._judge(volume, size)
+
+    def _judge(self, volume: VolumeId, size: int) -> None:
         spec = self._present(volume)
         if size < spec.size:
             raise Refused(f"volume {volume} cannot become smaller")
         if size > spec.size:
-            self._check_room()
-        self.held[volume] = msgspec.structs.replace(spec, size=size)
+            self._check_room(size)
+
+    async def withdraw(self) -> None:
+        self.maybe("withdraw")
+        if self.held:
+            raise Refused("there are volumes in it")
 
     async def attach(self, volume: VolumeId) -> Attachment:
         self.maybe("attach")
         spec = self._present(volume)
         self.attached.add(volume)
         below = (msgspec.structs.replace(layer, read_only=True) for layer in spec.base)
-        return Attachment((Layer(f"/fake/{volume}", "raw"), *below))
+        format, discard = "qcow2" if spec.format == "thin" else "raw", spec.format != "full"
+        return Attachment((Layer(f"/fake/{volume}", format, discard=discard), *below))
 
     async def detach(self, volume: VolumeId) -> None:
         self.maybe("detach")
         self.attached.discard(volume)
 
     async def volumes(self) -> Mapping[VolumeId, Usage]:
-        return {id: Usage(spec.size, Bytes(MiB)) for id, spec in self.held.items()}
+        return {id: self._usage(spec) for id, spec in self.held.items()}
+
+    async def usage(self, volume: VolumeId) -> Usage:
+        self.maybe("usage")
+        return self._usage(self._present(volume))
+
+    def _usage(self, spec: VolumeSpec) -> Usage:
+        return Usage(spec.size, spec.size if spec.format == "full" else Bytes(MiB), Bytes(0))
 
     async def capacity(self) -> Capacity:
         self.maybe("capacity")
@@ -72,6 +92,6 @@ class FakePool(Faults):
             raise Absent(f"there is no volume {volume}")
         return self.held[volume]
 
-    def _check_room(self) -> None:
-        if (len(self.held) + 1) * MiB > self.total:
+    def _check_room(self, size: int) -> None:
+        if size > self.total or (len(self.held) + 1) * MiB > self.total:
             raise Exhausted(f"pool {self.name} is full")

@@ -1,16 +1,30 @@
 """Images, networks, pools and a host that are a few records in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from atoll.base import clock
-from atoll.base.errors import Absent
+from atoll.base.errors import Absent, Exists
 from atoll.base.ids import Bytes, Digest, NetworkId, PoolId, VolumeId
 from atoll.image.args import BuildArgs, ImageArgs, PruneArgs, RenameImageArgs
 from atoll.image.model import File, Image, Manifest
+from atoll.instance.verbs.args import AttachVolumeArgs
 from atoll.network.model import Network, Port
-from atoll.storage.model import Capacity, Pool, Volume
+from atoll.storage.args import (
+    CreatePoolArgs,
+    CreateVolumeArgs,
+    GrowVolumeArgs,
+    PoolArgs,
+    RenameVolumeArgs,
+    VolumeArgs,
+)
+from atoll.storage.book import VolumeView
+from atoll.storage.model import Capacity, Pool, Usage, Volume, VolumeAttachment
+from atoll.storage.registry import Health
+from atoll.store.api import Revision
 
 DIGEST = Digest("sha256:" + "ab" * 32)
 GIB = 1 << 30
@@ -75,15 +89,67 @@ class FakePools:
             raise Absent(f"there is no pool {name}")
         return self.pool
 
-    async def volumes(self, project: str) -> Sequence[Volume]:
-        size = Bytes(1 << 30)
-        volume = Volume(
-            id=VolumeId("v1"), project=project, name="root", pool=PoolId("p1"), size=size, created=clock.now()
-        )
-        return [volume] if project == "default" else []
+    def __init__(self) -> None:
+        self.known: dict[str, Volume] = {}
+        self._put("root", GIB, named=False)
 
-    async def capacity(self, pool: Pool) -> Capacity:
-        return Capacity(Bytes(100 * GIB), Bytes(GIB), Bytes(99 * GIB))
+    def _put(self, name: str, size: int, **rest: Any) -> None:
+        id = VolumeId(f"v{len(self.known) + 1}")
+        self.known[name] = Volume(
+            id=id, project="default", name=name, pool=PoolId("p1"), size=Bytes(size), created=clock.now(), **rest
+        )
+
+    async def all(self) -> Sequence[Pool]:
+        return [self.pool]
+
+    async def volumes(self, project: str) -> Sequence[Volume]:
+        return list(self.known.values()) if project == "default" else []
+
+    async def all_volumes(self) -> Sequence[Volume]:
+        return list(self.known.values())
+
+    async def volume(self, project: str, ref: str) -> VolumeView:
+        if project != "default" or ref not in self.known:
+            raise Absent(f"there is no volume {ref}")
+        return VolumeView(self.known[ref], Revision(1))
+
+    async def attachments(self) -> Mapping[str, VolumeAttachment]:
+        return {}
+
+    async def usage(self, volume: Volume) -> Usage | None:
+        return Usage(volume.size, Bytes(1 << 20), Bytes(1 << 20))
+
+    async def health(self, pool: Pool) -> Health:
+        return Health(Capacity(Bytes(100 * GIB), Bytes(GIB), Bytes(99 * GIB)))
+
+    def filled(self, health: Health) -> int:
+        return 0
+
+    async def place(self, pool: Pool) -> Path:
+        return Path("/var/lib/atoll/pools/p1")
+
+    async def create_volume(self, args: CreateVolumeArgs) -> None:
+        if args.name in self.known:
+            raise Exists(f"volume {args.name} already exists", field="name")
+        self._put(args.name, args.size, format=args.format, named=True)
+
+    async def delete_volume(self, args: VolumeArgs) -> None:
+        await self.volume(args.project, args.name)
+        del self.known[args.name]
+
+    async def change_volume(self, args: VolumeArgs | AttachVolumeArgs) -> None:
+        await self.volume(args.project, args.name)
+
+    async def grow_volume(self, args: GrowVolumeArgs) -> None:
+        view = await self.volume(args.project, args.name)
+        self.known[args.name] = msgspec.structs.replace(view.volume, size=args.size)
+
+    async def rename_volume(self, args: RenameVolumeArgs) -> None:
+        view = await self.volume(args.project, args.name)
+        del self.known[args.name]
+        self.known[args.to] = msgspec.structs.replace(view.volume, name=args.to)
+
+    async def change_pool(self, args: CreatePoolArgs | PoolArgs) -> None: ...
 
 
 class FakeFacts(msgspec.Struct, frozen=True):

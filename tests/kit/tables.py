@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import atoll.image.verbs
+import atoll.storage.verbs.pools
+import atoll.storage.verbs.volumes
 from atoll.instance.model import MAY_FOLLOW
-from atoll.instance.verbs import change, delete, launch, power
+from atoll.instance.verbs import change, delete, disks, launch, power
 from atoll.operation.verb import Recovery
 
 DOCS = Path(__file__).parents[2] / "docs"
-VERBS = (launch, power, change, delete, atoll.image.verbs)
+VERBS = (
+    launch, power, change, delete, disks, atoll.image.verbs, atoll.storage.verbs.volumes, atoll.storage.verbs.pools,
+)  # fmt: skip
 
 
 def states() -> str:

@@ -27,6 +27,7 @@ from atoll.instance.supplies import Supplies
 from atoll.instance.undoers import undoers
 from atoll.instance.verbs.change import Rename, Set
 from atoll.instance.verbs.delete import Delete
+from atoll.instance.verbs.disks import AttachVolume, DetachVolume, GrowVolume
 from atoll.instance.verbs.launch import Launch
 from atoll.instance.verbs.media import Eject
 from atoll.instance.verbs.power import Pause, Restart, Resume, Revive, Start, Stop
@@ -38,7 +39,11 @@ from atoll.operation.journal import Journal
 from atoll.operation.model import Actor, Operation, Subject
 from atoll.operation.runner import Hook, Operations, Request, nothing
 from atoll.storage.book import StorageBook
-from atoll.storage.registry import Pools
+from atoll.storage.model import Pool
+from atoll.storage.registry import Pools, Site
+from atoll.storage.verbs.pools import CreatePool, DeletePool, pool_undoers
+from atoll.storage.verbs.volumes import CreateVolume, DeleteVolume, RenameVolume, volume_undoers
+from atoll.storage.verbs.yard import Yard
 from atoll.store.memory import MemoryStore
 from tests.kit.fake_engine import FakeEngine, FakeHost
 from tests.kit.fake_network import FakeNetwork
@@ -54,6 +59,7 @@ class World:
     shared: MemoryStore = field(default_factory=MemoryStore)
     local: MemoryStore = field(default_factory=MemoryStore)
     pool: FakePool = field(default_factory=FakePool)
+    pools: dict[str, FakePool] = field(default_factory=dict)
     guests: FakeHost = field(default_factory=FakeHost)
     engine: FakeEngine = field(default_factory=FakeEngine)
     nets: dict[str, FakeNetwork] = field(default_factory=dict)
@@ -63,6 +69,7 @@ class World:
     operations: Any = None
     here: Any = None
     keeper: Any = None
+    yard: Any = None
 
     @asynccontextmanager
     async def boot(self, hook: Hook = nothing, *, rebooted: bool = False) -> AsyncIterator["World"]:
@@ -81,6 +88,7 @@ class World:
         )
         verbs = (Launch, Start, Revive, Stop, Restart, Pause, Resume, Delete, Set, Rename, Eject)
         self.operations.know(*(verb(self.here) for verb in verbs), undoers=undoers(self.here))
+        self._know_storage()
         self.keeper = Keeper(self.here, self.operations, back_off=self.back_off)
         found = await self.engine.adopt()
         self.keeper.start()
@@ -100,7 +108,7 @@ class World:
         if self.epoch == 1:
             await library.open()
             await self._image(library)
-        pools = Pools(storage, host=host, home=self.root, drivers={"dir": lambda pool, site: self.pool})
+        pools = Pools(storage, host=host, home=self.root / "state", drivers={"dir": self._driver})
         await storage.ensure_default()
         await networks.ensure_default("default", "bridge", plans_addresses=True)
 
@@ -111,6 +119,20 @@ class World:
         return Supplies(
             self.shared, images, library, storage, pools, networks, realise, host, asyncio.Lock(), boots
         )
+
+    def _driver(self, pool: Pool, _: Site) -> FakePool:
+        return self.pool if pool.name == "default" else self.pools.setdefault(pool.id, FakePool(pool.name))
+
+    def _know_storage(self) -> None:
+        async def name_of(id: str) -> str:
+            view = await self.here.book.by_id(id)
+            return view.name if view else ""
+
+        here, supplies = self.here, self.here.supplies
+        self.yard = yard = Yard(supplies.storage, supplies.pools, here.events, name_of)
+        own = CreateVolume(yard), DeleteVolume(yard), RenameVolume(yard), CreatePool(yard), DeletePool(yard)
+        self.operations.know(*own, undoers=volume_undoers(yard) | pool_undoers(yard))
+        self.operations.know(AttachVolume(here, yard), DetachVolume(here, yard), GrowVolume(here, yard))
 
     async def _image(self, library: Library) -> None:
         files = {}
@@ -125,7 +147,7 @@ class World:
     async def do(self, verb: str, name: str = "web", **args: Any) -> Any:
         args_type = self.operations.verbs[verb].args
         made = args_type(project="default", name=name, **args)
-        return await self.operations.do(verb, made, Subject("instance", "default", name), ME)
+        return await self.operations.do(verb, made, Subject(verb.partition(".")[0], "default", name), ME)
 
     async def launch(self, name: str = "web", *, start: bool = True, **spec: Any) -> InstanceView:
         await self.do("instance.launch", name, spec=InstanceSpec(image="tiny", **spec), start=start)
@@ -149,6 +171,7 @@ class World:
         return [
             *await self.here.book.all(),
             *self.pool.held,
+            *[id for pool in self.pools.values() for id in pool.held],
             *(await net.ports() if net else ()),
             *[id for id, seen in (await self.engine.observe()).items() if seen.pid],
             *await supplies.storage.all_volumes(),

@@ -83,7 +83,9 @@ async def launch(call: Call, body: LaunchBody) -> Reply:
     else:
         name = check_label(body.name)
     seed = await call.services.seeds.put(call.project, body.cloud_init) if body.cloud_init else ""
-    args = LaunchArgs(project=call.project, name=name, spec=body.spec, start=body.start, seed=seed)
+    args = LaunchArgs(
+        project=call.project, name=name, spec=body.spec, start=body.start, seed=seed, volumes=body.volumes
+    )
     return await call.submit("instance.launch", args, name)
 
 

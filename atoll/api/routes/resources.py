@@ -1,23 +1,21 @@
-"""Images, networks, pools and volumes of a project."""
+"""Images and networks of a project."""
 
 from typing import Literal
 
 import msgspec
 
 from atoll.api.route import Call, Reply, Routes, answer
-from atoll.base.errors import Absent, AtollError
+from atoll.base.errors import Absent
 from atoll.base.names import check_label, did_you_mean, image_name
-from atoll.client.wire import BuildBody, NetworkView, PoolView, RenameBody
+from atoll.client.wire import BuildBody, NetworkView, RenameBody
 from atoll.image.args import BuildArgs, ImageArgs, PruneArgs, RenameImageArgs
 from atoll.image.model import Image
 from atoll.network.model import Network
 from atoll.operation.model import Operation
-from atoll.storage.model import Pool, Volume
 
 routes = Routes()
 IMAGES = "/projects/{project}/images"
 NETWORKS = "/projects/{project}/networks"
-POOLS = "/projects/{project}/pools"
 
 
 class PruneQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,29 +81,3 @@ async def get_network(call: Call) -> Reply:
 
 async def _network(call: Call, network: Network) -> NetworkView:
     return NetworkView(network=network, ports=tuple(await call.services.networks.ports(network.id)))
-
-
-@routes.add("GET", POOLS, action="pool.list", answer=list[PoolView])
-async def list_pools(call: Call) -> Reply:
-    """Pools of a project with their capacity."""
-    return answer([await _pool(call, each) for each in await call.services.pools.list(call.project)])
-
-
-@routes.add("GET", POOLS + "/{name}", action="pool.read", answer=PoolView)
-async def get_pool(call: Call) -> Reply:
-    """One pool with its capacity."""
-    return answer(await _pool(call, await call.services.pools.get(call.project, call.name)))
-
-
-async def _pool(call: Call, pool: Pool) -> PoolView:
-    try:
-        capacity = await call.services.pools.capacity(pool)
-    except AtollError:  # a pool out of reach is still listed
-        capacity = None
-    return PoolView(pool=pool, capacity=capacity)
-
-
-@routes.add("GET", "/projects/{project}/volumes", action="volume.list", answer=list[Volume])
-async def list_volumes(call: Call) -> Reply:
-    """Volumes of a project, in whichever pool."""
-    return answer(list(await call.services.pools.volumes(call.project)))

@@ -6,7 +6,8 @@ import msgspec
 from msgspec import Meta
 
 from atoll.base.ids import Generation
-from atoll.instance.model import Autostart, Cpus, InstanceSpec, Label, Limits, Restart, Size, Text
+from atoll.instance.model import Autostart, Cpus, DiskUse, InstanceSpec, Label, Limits, Restart, Size, Text
+from atoll.storage.model import Bus, Cache
 
 GRACE = 30.0
 """Seconds a guest has to shut down before it is ended by force."""
@@ -15,13 +16,25 @@ Grace = Annotated[float, Meta(ge=0, le=3600, description="seconds before it is e
 
 
 class LaunchArgs(msgspec.Struct, frozen=True, kw_only=True):
-    """`start` false: create it, leave it stopped. `seed`: the secret record of what was given for cloud-init."""
+    """`start` false: create it, leave it stopped. `seed`: the secret record of what was given for cloud-init.
+    `volumes`: attached from the beginning."""
 
     project: str
     name: str
     spec: InstanceSpec
     start: bool = True
     seed: str = ""
+    volumes: tuple[DiskUse, ...] = ()
+
+
+class AttachVolumeArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """`name`: the volume's."""
+
+    project: str
+    name: str
+    instance: str
+    bus: Bus = "virtio"
+    cache: Cache = "writeback"
 
 
 class NamedArgs(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,6 @@
 """Launch: make a wanted instance real, or leave nothing behind."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 import msgspec
@@ -16,7 +16,7 @@ from atoll.instance.book import status as status_of
 from atoll.instance.boots import choose, seeded
 from atoll.instance.engine import Furnish
 from atoll.instance.here import Here
-from atoll.instance.model import Disk, Instance, InstanceSpec, InstanceStatus, Nic, Power, State
+from atoll.instance.model import Disk, DiskUse, Instance, InstanceSpec, InstanceStatus, Nic, Power, State
 from atoll.instance.supplies import Plan, Sources
 from atoll.instance.verbs.args import LaunchArgs
 from atoll.operation.runner import RunningWork
@@ -60,7 +60,7 @@ class Launch:
         """One commit that makes the name, the disk, the addresses and the image's reference ours."""
         spec = msgspec.structs.replace(args.spec, power=Power.ON if args.start else Power.OFF)
         id = InstanceId(new_uuid())
-        sources = await self._here.supplies.find(args.project, spec)
+        sources = await self._here.supplies.find(args.project, spec, args.volumes)
         check(spec, sources, self._here.host)
         self._here.check_limits(spec.kind, spec.limits)
         work.about(id=id)
@@ -80,7 +80,7 @@ class Launch:
                         raise Exists(
                             f"instance {args.name} already exists", hint="choose another name", field="name"
                         ) from None
-                    sources = await self._here.supplies.find(args.project, spec)
+                    sources = await self._here.supplies.find(args.project, spec, args.volumes)
                     continue
                 work.changed(definition(id), 0, revision)
                 work.changed(status_of(id), 0, revision)
@@ -99,7 +99,7 @@ class Launch:
             accel=spec.accel,
             cpus=spec.cpus,
             memory=spec.memory,
-            disks=(Disk(plan.volume.id, plan.volume.id.replace("-", "")[:20], 0),),
+            disks=(Disk(plan.volume.id, serial(plan.volume.id), 0), *disks_of(args.volumes, sources)),
             nics=tuple(Nic(port.id, port.network, port.mac, 0, port.addresses) for port in plan.ports),
             firmware=way,
             uefi=uefi().build if way == "uefi" else "",
@@ -133,6 +133,18 @@ class Launch:
 
 def volume(view: InstanceView) -> str:
     return view.instance.hardware.disks[0].volume
+
+
+def serial(volume: str) -> str:
+    """What the guest reads as the disk's serial number, wherever the volume is attached: 20 bytes at most."""
+    return volume.replace("-", "")[:20]
+
+
+def disks_of(uses: Iterable[DiskUse], sources: Sources) -> list[Disk]:
+    found = [view.volume.id for view in sources.volumes]
+    if len(set(found)) < len(found):
+        raise Invalid("a volume is given twice", field="volumes")
+    return [Disk(id, serial(id), 0, use.bus, use.cache, named=True) for id, use in zip(found, uses, strict=True)]
 
 
 def check(spec: InstanceSpec, sources: Sources, host: str) -> None:

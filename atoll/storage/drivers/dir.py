@@ -1,10 +1,12 @@
-"""The `dir` pool: one qcow2 file a volume in a directory, thin clones by backing file.
+"""The `dir` pool: one file a volume in a directory, thin clones by backing file.
 
 ROOT/.atoll-pool             the pool's id: a directory without it is not the pool (its disk is not mounted)
-ROOT/volumes/ID.qcow2        a volume
-ROOT/volumes/.ID.qcow2.new   one being made, swept by `open`
+ROOT/volumes/ID.qcow2        a thin volume; ID.raw a raw one, ID.full a full one: the name says how it is opened,
+                             never the content, which is a guest's
+ROOT/volumes/.ID.new         one being made, swept by `open`
 """
 
+import contextlib
 import os
 import re
 import struct
@@ -15,16 +17,18 @@ from typing import BinaryIO
 from atoll.base.errors import Absent, Broken, Exhausted, Exists, Invalid, Refused
 from atoll.base.ids import Bytes, PoolId, VolumeId
 from atoll.base.units import MiB, show_size
-from atoll.host import disks, files
-from atoll.storage.model import Attachment, Capacity, Layer, PoolTraits, Usage, VolumeSpec
+from atoll.host import disks, extents, files
+from atoll.storage.model import Attachment, Capacity, Layer, PoolTraits, Usage, VolumeFormat, VolumeSpec
 
 MARKER = ".atoll-pool"
 RESERVE = Bytes(64 * MiB)
 """Nothing is made or grown when less than this is available: running guests' writes come first."""
 
 _VOLUMES = "volumes"
-_SUFFIX = ".qcow2"
-_NEW = re.compile(r"\..*\.qcow2\.new\Z")
+_SUFFIXES: Mapping[VolumeFormat, str] = {"thin": ".qcow2", "full": ".full", "raw": ".raw"}
+_FORMATS = {suffix: format for format, suffix in _SUFFIXES.items()}
+_NEW = re.compile(r"\..*\.new\Z")
+SECTOR = 512
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\Z")
 _HEADER = struct.Struct(">4sIQIIQ")
 """qcow2: magic, version, backing file's offset and length, cluster bits, virtual size (docs/interop/qcow2.txt)."""
@@ -58,41 +62,66 @@ class DirPool:
 
     async def open(self) -> None:
         with files.translated(f"open pool {self.name} in {self._root}"):
-            await files.in_thread(self._open)
+            await files.in_thread(self._claim)
+            await self._lay_folder()
+            await files.in_thread(self._sweep)
+        self._fresh = False
 
     async def create(self, spec: VolumeSpec) -> None:
-        path = self._path(spec.id)
         self._check_there()
-        if spec.id in self._making or path.exists():
+        if spec.id in self._making or self._find(spec.id):
             raise Exists(f"volume {spec.id} is already in pool {self.name}")
-        self._check_room()
+        if spec.size % SECTOR:
+            raise Invalid(f"{spec.size} bytes are no whole sectors", hint=f"a multiple of {SECTOR}", field="size")
+        if spec.base and spec.format != "thin":
+            raise Invalid(f"a clone cannot be {spec.format}", hint="--format thin", field="format")
+        # A clone is as large as what it is one of: that it holds nothing of its own may be all that makes it fit.
+        self._check_fits(0 if spec.base else spec.size, new=spec.size if spec.format == "full" else 0)
         self._making.add(spec.id)
         try:
-            await self._make(spec, path)
+            self._known[spec.id] = await self._make(spec)
         finally:
             self._making.discard(spec.id)
-        self._known[spec.id] = _attachment(Layer(str(path), "qcow2"), *spec.base)
 
     async def delete(self, volume: VolumeId) -> None:
-        path = self._path(volume)
+        paths = [self._path(volume, format) for format in _SUFFIXES]
         self._check_there()
         self._known.pop(volume, None)
         with files.translated(f"delete volume {volume}"):
-            await files.in_thread(_remove, path)
+            await files.in_thread(_remove, *paths)
 
     async def grow(self, volume: VolumeId, size: Bytes) -> None:
         path = self._present(volume)
+        if await self._judge(volume, path, size):
+            await self._reserve_full(volume, path, size)
+            await disks.resize(path, _driver(path), size)
+
+    async def make_room(self, volume: VolumeId, size: Bytes) -> None:
+        path = self._present(volume)
+        if await self._judge(volume, path, size):
+            await self._reserve_full(volume, path, size)
+
+    async def _judge(self, volume: VolumeId, path: Path, size: Bytes) -> bool:
+        """Whether it becomes larger. Raises Refused, Exhausted, Broken."""
         with files.translated(f"grow volume {volume}"), path.open("rb") as file:
-            now = _virtual_size(file)
+            now = _virtual_size(file, path)
         if now is None:
             raise Broken(f"{path} is damaged: it has no qcow2 header")
         if size < now:
             raise Refused(
-                f"volume {volume} has {show_size(now)} and cannot become smaller", hint="a disk can only grow"
+                f"volume {volume} has {show_size(now)} and cannot become smaller",
+                hint="a disk can only grow",
+                field="size",
             )
         if size > now:
-            self._check_room()
-            await disks.resize(path, "qcow2", size)
+            self._check_fits(size, new=size - now if path.suffix == _SUFFIXES["full"] else 0)
+        return size > now
+
+    async def _reserve_full(self, volume: VolumeId, path: Path, size: Bytes) -> None:
+        """Blocks of a full volume are taken before anybody sees them."""
+        if path.suffix == _SUFFIXES["full"]:
+            with files.translated(f"grow volume {volume}"):
+                await files.in_thread(_allocate, path, size)
 
     async def attach(self, volume: VolumeId) -> Attachment:
         path = self._present(volume)
@@ -105,20 +134,45 @@ class DirPool:
     async def detach(self, volume: VolumeId) -> None:
         """Nothing is held open here."""
 
+    async def usage(self, volume: VolumeId) -> Usage:
+        path = self._present(volume)
+        with files.translated(f"measure volume {volume}"):
+            return await files.in_thread(_usage, path)
+
     async def volumes(self) -> Mapping[VolumeId, Usage]:
         self._check_there()
         with files.translated(f"list pool {self.name}"):
             return await files.in_thread(self._look)
 
     async def capacity(self) -> Capacity:
-        self._check_there()
         with files.translated(f"measure pool {self.name}"):
-            space = await files.in_thread(os.statvfs, self._root)
+            return await files.in_thread(self._measure)
+
+    def _measure(self) -> Capacity:
+        """All of it in one thread: the file system of a server that is gone lets nobody come back."""
+        self._check_there()
+        space = os.statvfs(self._root)
         unit = space.f_frsize
         used = (space.f_blocks - space.f_bfree) * unit
         return Capacity(Bytes(space.f_blocks * unit), Bytes(used), Bytes(space.f_bavail * unit))
 
-    def _open(self) -> None:
+    async def withdraw(self) -> None:
+        with files.translated(f"take pool {self.name} out of {self._root}"):
+            await files.in_thread(self._withdraw)
+
+    def _withdraw(self) -> None:
+        if self._read_marker() != self._id:
+            return
+        if self._folder.is_dir():
+            self._sweep()
+            if strange := sorted(self._folder.iterdir()):
+                raise Refused(f"{strange[0]} is still in pool {self.name}", hint="remove what is in it first")
+            self._folder.rmdir()
+        (self._root / MARKER).unlink()
+        files.sync(self._root)
+
+    def _claim(self) -> None:
+        """The directory is the pool, or becomes it where it was never laid out."""
         if self._fresh and self._read_marker() is None:
             self._root.mkdir(parents=True, exist_ok=True, mode=0o711)
             if strange := sorted({entry.name for entry in self._root.iterdir()} - {"lost+found", f".{MARKER}.new"}):
@@ -128,19 +182,22 @@ class DirPool:
                 )
             files.write_whole(self._root / MARKER, f"{self._id}\n".encode())
         self._check_there()
+
+    async def _lay_folder(self) -> None:
         self._folder.mkdir(exist_ok=True, mode=0o711)
+
+    def _sweep(self) -> None:
         for entry in self._folder.iterdir():
             if _NEW.match(entry.name):
                 entry.unlink(missing_ok=True)
-        self._fresh = False
 
-    async def _make(self, spec: VolumeSpec, path: Path) -> None:
+    async def _make(self, spec: VolumeSpec) -> Attachment:
         """Under another name first, so that a crash leaves only what `open` sweeps."""
-        fresh = path.with_name(f".{path.name}.new")
-        backing, format = self._backing(spec)
+        fresh = path = self._folder / f".{spec.id}.new"
         try:
             with files.translated(f"make volume {spec.id}"):
-                await disks.create_overlay(fresh, spec.size, backing=backing, backing_format=format)
+                format, below = await self._fill(fresh, spec)
+                path = self._path(spec.id, format)
                 fresh.chmod(0o600)
                 await files.in_thread(files.sync, fresh)
                 fresh.rename(path)  # not in a thread: a cancelled call must not see it happen later
@@ -150,8 +207,20 @@ class DirPool:
             if isinstance(error, Absent):
                 raise Broken(f"cannot make volume {spec.id}: {error.message}") from error
             raise
+        return _attachment(_own(path), *below)
+
+    async def _fill(self, fresh: Path, spec: VolumeSpec) -> tuple[VolumeFormat, tuple[Layer, ...]]:
+        """Make the file. Returns how it is to be opened, and the layers that it stands on."""
+        if spec.format == "thin":
+            backing, format = self._backing(spec)
+            await disks.create_overlay(fresh, spec.size, backing=backing, backing_format=format)
+        else:
+            await files.in_thread(_create_raw, fresh, spec.size, spec.format == "full")
+        return spec.format, spec.base
 
     async def _layers(self, volume: VolumeId, path: Path) -> Attachment:
+        if _driver(path) == "raw":  # whatever a guest wrote to its beginning
+            return _attachment(_own(path))
         try:
             layers = await disks.chain(path, "qcow2")
         except Absent as error:
@@ -174,15 +243,18 @@ class DirPool:
     def _folder(self) -> Path:
         return self._root / _VOLUMES
 
-    def _path(self, volume: VolumeId) -> Path:
+    def _path(self, volume: VolumeId, format: VolumeFormat) -> Path:
         if not _ID.match(volume):
             raise Invalid(f"{volume[:120]!r} cannot be the id of a volume", hint="letters, digits, - and _")
-        return self._folder / f"{volume}{_SUFFIX}"
+        return self._folder / f"{volume}{_SUFFIXES[format]}"
+
+    def _find(self, volume: VolumeId) -> Path | None:
+        return next((path for format in _SUFFIXES if (path := self._path(volume, format)).exists()), None)
 
     def _present(self, volume: VolumeId) -> Path:
-        path = self._path(volume)
         self._check_there()
-        if not path.exists():
+        path = self._find(volume)
+        if path is None:
             raise Absent(f"there is no volume {volume} in pool {self.name}")
         return path
 
@@ -204,29 +276,60 @@ class DirPool:
         if found != self._id:
             raise Broken(f"{self._root} holds another pool ({found[:40]}), not {self.name}")
 
-    def _check_room(self) -> None:
+    def _check_fits(self, size: int, *, new: int = 0) -> None:
+        """`size`: of the whole volume; `new`: bytes that are taken at once."""
         space = os.statvfs(self._root)
-        left = space.f_bavail * space.f_frsize
-        if left < self._reserve:
+        left, total = space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
+        if left - new < self._reserve:
+            wanted = f" and {show_size(new)} are wanted" if new else ""
             raise Exhausted(
-                f"no space in pool {self.name}: {show_size(left)} left, less than its reserve"
+                f"no space in pool {self.name}: {show_size(left)} left{wanted}, with a reserve"
                 f" of {show_size(self._reserve)}",
                 hint="make room on its disk, or choose another pool",
+                field="size" if new else "",
+            )
+        if size > total:
+            raise Exhausted(
+                f"{show_size(size)} are more than the whole pool {self.name}, which has {show_size(total)}",
+                hint="choose a smaller size, or another pool",
+                field="size",
             )
 
     def _look(self) -> dict[VolumeId, Usage]:
         found: dict[VolumeId, Usage] = {}
         for entry in self._folder.iterdir():
-            id = entry.name.removesuffix(_SUFFIX)
-            if entry.suffix != _SUFFIX or not _ID.match(id):
-                continue
-            try:
-                with entry.open("rb") as file:
-                    allocated = os.fstat(file.fileno()).st_blocks * 512
-                    found[VolumeId(id)] = Usage(Bytes(_virtual_size(file) or 0), Bytes(allocated))
-            except FileNotFoundError:  # deleted meanwhile
-                continue
+            if entry.suffix in _FORMATS and _ID.match(entry.stem):
+                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                    found[VolumeId(entry.stem)] = _usage(entry)
         return found
+
+
+def _driver(path: Path) -> str:
+    """How a volume's file is opened: said by its name, for the pool gave it that."""
+    return "qcow2" if path.suffix == _SUFFIXES["thin"] else "raw"
+
+
+def _own(path: Path) -> Layer:
+    return Layer(str(path), _driver(path), discard=path.suffix != _SUFFIXES["full"])
+
+
+def _usage(path: Path) -> Usage:
+    with path.open("rb") as file:
+        seen = extents.measure(file.fileno())
+        return Usage(Bytes(_virtual_size(file, path) or 0), seen.allocated, seen.used)
+
+
+def _create_raw(path: Path, size: int, full: bool) -> None:
+    with open(path, "xb") as file:
+        file.truncate(size)
+    if full:
+        _allocate(path, size)
+
+
+def _allocate(path: Path, size: int) -> None:
+    """Make it that large with every block its own. What it holds stays."""
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
 
 
 def _attachment(own: Layer, *below: Layer) -> Attachment:
@@ -237,9 +340,10 @@ def _absent(layers: Iterable[Layer]) -> str:
     return next((layer.uri for layer in layers if not os.path.exists(layer.uri)), "")
 
 
-def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    files.sync(path.parent)
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+    files.sync(paths[0].parent)
 
 
 def _discard(*paths: Path) -> None:
@@ -247,8 +351,10 @@ def _discard(*paths: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _virtual_size(file: BinaryIO) -> int | None:
+def _virtual_size(file: BinaryIO, path: Path) -> int | None:
     """None: damaged. Read here, for qemu-img takes 8 ms a volume and a pool has thousands."""
+    if _driver(path) == "raw":
+        return os.fstat(file.fileno()).st_size
     header = file.read(_HEADER.size)
     if len(header) < _HEADER.size or not header.startswith(b"QFI\xfb"):
         return None

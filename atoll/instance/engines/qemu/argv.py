@@ -10,7 +10,7 @@ import msgspec
 from atoll.base.units import MiB
 from atoll.instance.engines.qemu import firmware
 from atoll.instance.engines.qemu.firmware import BootHanded
-from atoll.instance.engines.qemu.machine import family, ports
+from atoll.instance.engines.qemu.machine import BOARD_DISKS, family, ports
 from atoll.instance.model import BootPlan, DiskPlan, NicPlan
 
 TB_SIZE = 256 * MiB
@@ -22,6 +22,13 @@ AGENT, ATOLL = "agent", "atoll"
 """Ids of the virtio-serial ports, as VSERPORT_CHANGE names them."""
 _TCG_LINE = "nokaslr mitigations=off cryptomgr.notests tsc=reliable no_timer_check"
 """What only costs time under emulation: no speculation to mitigate, no timer to doubt, no cipher worth choosing."""
+_CACHES: dict[str, dict[str, object]] = {
+    "writeback": {},
+    "none": {"cache": {"direct": True}},
+    "writethrough": {},
+    "directsync": {"cache": {"direct": True}},
+    "unsafe": {"cache": {"no-flush": True}},
+}
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -32,6 +39,7 @@ class LayerHanded(msgspec.Struct, frozen=True):
     format: str
     read_only: bool
     block_device: bool = False
+    discard: bool = True
 
 
 class NicHanded(msgspec.Struct, frozen=True):
@@ -159,11 +167,27 @@ def _channels(plan: BootPlan, handed: Handed) -> list[str]:
 
 
 def _disk(plan: BootPlan, disk: DiskPlan, layers: tuple[LayerHanded, ...]) -> list[str]:
-    """The whole chain explicitly, lowest layer first: QEMU never guesses a format or follows a file's header."""
     line: list[str] = []
+    nodes = iter(disk_nodes(disk, layers))
+    for layer in reversed(layers):
+        line += ["-add-fd", f"fd={layer.fd},set={layer.fd}"]
+        line += ["-blockdev", json.dumps(next(nodes)), "-blockdev", json.dumps(next(nodes))]
+    for device in disk_devices(plan, disk):
+        line += ["-device", ",".join((str(device.pop("driver")), *(f"{k}={v}" for k, v in device.items())))]
+    return line
+
+
+def disk_nodes(disk: DiskPlan, layers: tuple[LayerHanded, ...]) -> list[dict[str, object]]:
+    """The whole chain explicitly, lowest layer first, two nodes a layer: QEMU never guesses a format or follows a
+    file's header."""
+    nodes: list[dict[str, object]] = []
     for number, layer in reversed(list(enumerate(layers))):
         node = f"disk{disk.slot}-{number}"
-        common: dict[str, object] = {"read-only": layer.read_only, "discard": "unmap"}
+        common: dict[str, object] = {
+            "read-only": layer.read_only,
+            "discard": "unmap" if layer.discard else "ignore",
+        }
+        common |= _CACHES[disk.cache]
         file = {
             "driver": "host_device" if layer.block_device else "file",
             "node-name": f"{node}-file",
@@ -176,14 +200,30 @@ def _disk(plan: BootPlan, disk: DiskPlan, layers: tuple[LayerHanded, ...]) -> li
         if layer.format == "qcow2":
             below = f"disk{disk.slot}-{number + 1}" if number + 1 < len(layers) else None
             top |= {"backing": below}
-        line += ["-add-fd", f"fd={layer.fd},set={layer.fd}"]
-        line += ["-blockdev", json.dumps(file), "-blockdev", json.dumps(top)]
-    what = f"id=disk{disk.slot},drive=disk{disk.slot}-0,serial={disk.serial},werror=stop,rerror=stop"
-    what += f",bootindex={disk.slot + 1}" if plan.boot is None else ""
-    if plan.hardware.style == "compatible":
-        bus = "ide" if family(plan.hardware.machine) == "q35" else "ahci"
-        return [*line, "-device", f"ide-hd,bus={bus}.{disk.slot},{what}"]
-    return [*line, "-device", f"virtio-blk-{_place(plan, disk.slot)},{what}"]
+        nodes += [file, top]
+    return nodes
+
+
+def disk_devices(plan: BootPlan, disk: DiskPlan) -> list[dict[str, object]]:
+    """What the guest sees, as device_add takes it: for scsi and ahci a controller of the disk's own comes first, so
+    that every disk has a slot and can go alone; but the first of compatible hardware are where any firmware and
+    system looks, on the board's own AHCI. `driver` is the first key."""
+    suffix, _, where = _place(plan, disk.slot).partition(",")
+    seat: dict[str, object] = {name: value for name, _, value in (part.partition("=") for part in where.split(","))}
+    what: dict[str, object] = {"id": f"disk{disk.slot}", "drive": f"disk{disk.slot}-0", "serial": disk.serial}
+    what |= {"werror": "stop", "rerror": "stop"}
+    if disk.cache in ("writethrough", "directsync"):
+        what["write-cache"] = "off"
+    if plan.boot is None:
+        what["bootindex"] = disk.slot + 1
+    if disk.bus == "ahci" and plan.hardware.style == "compatible" and disk.slot < BOARD_DISKS:
+        board = "ide" if family(plan.hardware.machine) == "q35" else "ahci"
+        return [{"driver": "ide-hd", "bus": f"{board}.{disk.slot}", **what}]
+    if disk.bus == "virtio":
+        return [{"driver": f"virtio-blk-{suffix}", **seat, **what}]
+    controller = f"ctrl{disk.slot}"
+    outer, inner = {"scsi": ("virtio-scsi-pci", "scsi-hd"), "ahci": ("ahci", "ide-hd")}[disk.bus]
+    return [{"driver": outer, **seat, "id": controller}, {"driver": inner, "bus": f"{controller}.0", **what}]
 
 
 def _nic(plan: BootPlan, nic: NicPlan, handed: NicHanded) -> list[str]:
@@ -197,8 +237,9 @@ def _nic(plan: BootPlan, nic: NicPlan, handed: NicHanded) -> list[str]:
         backend = f"tap,id={id},fd={handed.fd}{vhost}"
     what = f"id=nic{nic.slot},netdev={id},mac={nic.mac}"
     if plan.hardware.style == "compatible":
-        bus = "pcie.0" if family(plan.hardware.machine) == "q35" else "pci.0"
-        return ["-netdev", backend, "-device", f"e1000,bus={bus},addr={0x10 + nic.slot:02x}.0,{what},romfile="]
+        # 1f is a q35's own: from behind its root ports there is room for a NIC in any slot
+        bus, first = ("pcie.0", 0x0A) if family(plan.hardware.machine) == "q35" else ("pci.0", 0x10)
+        return ["-netdev", backend, "-device", f"e1000,bus={bus},addr={first + nic.slot:02x}.0,{what},romfile="]
     what += f",host_mtu={plugged.mtu}" if plugged.mtu != 1500 else ""
     what += "" if family(plan.hardware.machine) == "microvm" else ",romfile="  # no PXE: it boots what it is told
     return ["-netdev", backend, "-device", f"virtio-net-{_place(plan, nic.slot)},{what}"]

@@ -21,6 +21,7 @@ from atoll.instance.engines.qemu import (
     argv,
     exitreason,
     firmware,
+    hotdisk,
     hotplug,
     inside,
     machine,
@@ -35,7 +36,7 @@ from atoll.instance.engines.qemu.guest import Guest
 from atoll.instance.engines.qemu.rundir import Handle, RunDir, tail
 from atoll.instance.engines.qemu.space import SpaceWatch
 from atoll.instance.engines.qemu.spawn import bounds, spawn
-from atoll.instance.model import BootPlan, Hardware, Kind, Limits, State
+from atoll.instance.model import BootPlan, Disk, DiskPlan, Hardware, Kind, Limits, State
 
 MONITOR_IN = 60.0
 """Seconds for QEMU to answer at its start: it may have much memory to set up, on a busy host."""
@@ -238,6 +239,21 @@ class Qemu:
         _, memory = await hotplug.present(held.monitor())
         await self._cgroups.change(held.run.name, bounds(held.plan, limits, memory=memory))
         held.relimit(limits)
+
+    def seat(self, hardware: Hardware, disk: Disk) -> Hardware:
+        return machine.seat(hardware, disk)
+
+    async def add_disk(self, guest: InstanceId, disk: DiskPlan) -> None:
+        await hotdisk.add(self._guest(guest), disk)
+
+    async def remove_disk(self, guest: InstanceId, slot: int, *, timeout: float) -> None:
+        await hotdisk.remove(self._guest(guest), slot, timeout=timeout)
+
+    async def grow_disk(self, guest: InstanceId, slot: int, size: Bytes) -> None:
+        await hotdisk.grow(self._guest(guest), slot, size)
+
+    async def mounts(self, guest: InstanceId, slot: int) -> tuple[str, ...]:
+        return await hotdisk.mounts(self._guest(guest), slot)
 
     async def forget(self, guest: InstanceId) -> None:
         if guest in self._guests:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
@@ -22,7 +22,7 @@ from atoll.instance.engines.qemu.console import Console
 from atoll.instance.engines.qemu.exitreason import Remains
 from atoll.instance.engines.qemu.rundir import Handle, RunDir
 from atoll.instance.engines.qemu.spawn import path_of
-from atoll.instance.model import BootPlan, Exit, Limits, State
+from atoll.instance.model import BootPlan, DiskPlan, Exit, Limits, State
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,10 @@ class Guest:
         self._cause = ""
         self._forced = False
         self._agent_open = asyncio.Event()
+        self.let_go: set[str] = set()
+        """Ids of devices that it is asked to let go of."""
+        self.released = asyncio.Event()
+        """Set each time that it let go of one."""
         self._watching: asyncio.Task[None] | None = None
 
     # what it is
@@ -208,6 +212,9 @@ class Guest:
             case "BLOCK_IO_ERROR" if data.get("action") == "stop":
                 said = data.get("reason", "error")
                 self._reason = NO_SPACE if data.get("nospace") else f"an error of its disk on the host: {said}"
+            case "DEVICE_DELETED":
+                self.let_go.discard(str(data.get("device")))
+                self.released.set()
             case "VSERPORT_CHANGE" if data.get("id") == argv.AGENT:
                 (self._agent_open.set if data.get("open") else self._agent_open.clear)()
         if self._watching is not None and self.seen != before:
@@ -215,7 +222,14 @@ class Guest:
 
     def relimit(self, limits: Limits) -> None:
         """Remember, also for an engine that adopts it, what it is limited to now."""
-        self.plan = replace(self.plan, limits=limits)
+        self._replan(replace(self.plan, limits=limits))
+
+    def redisk(self, disks: Iterable[DiskPlan]) -> None:
+        """Remember, also for an engine that adopts it, which disks it has now."""
+        self._replan(replace(self.plan, disks=tuple(disks)))
+
+    def _replan(self, plan: BootPlan) -> None:
+        self.plan = plan
         self.run.write(Handle(self.plan, boot_id(), self.process.pid, self.process.started))
 
     # acting on it

@@ -160,6 +160,34 @@ async def addresses(agent: Agent) -> Mapping[str, tuple[str, ...]]:
     }
 
 
+class _Pci(msgspec.Struct, frozen=True):
+    domain: int
+    bus: int
+    slot: int
+    function: int
+
+
+class FsDisk(msgspec.Struct, frozen=True):
+    """A disk below a file system, as the guest knows it."""
+
+    pci: _Pci = msgspec.field(name="pci-controller", default=_Pci(-1, -1, -1, -1))
+    serial: str = ""
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        return self.pci.bus, self.pci.slot, self.pci.function
+
+
+class FileSystem(msgspec.Struct, frozen=True):
+    mountpoint: str
+    disks: tuple[FsDisk, ...] = msgspec.field(name="disk", default=())
+
+
+async def file_systems(agent: Agent) -> list[FileSystem]:
+    """What is mounted, with the disks below it."""
+    return await agent.call("guest-get-fsinfo", list[FileSystem])
+
+
 async def shut_down(agent: Agent) -> None:
     await agent.tell("guest-shutdown", {"mode": "powerdown"})
 

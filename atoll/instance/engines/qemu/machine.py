@@ -9,12 +9,12 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
-from atoll.base.errors import Invalid, Lacking
+from atoll.base.errors import Exhausted, Invalid, Lacking
 from atoll.base.ids import Bytes
 from atoll.base.units import GiB, MiB, show_size
 from atoll.host.probe.qemu import Qemu
 from atoll.instance.engine import Furnish
-from atoll.instance.model import Hardware
+from atoll.instance.model import Disk, Hardware, Style
 
 Accel = Literal["kvm", "tcg"]
 
@@ -22,8 +22,9 @@ MACHINES = {"q35": "q35", "pc": "pc", "microvm": "microvm"}
 SLOTS = {"q35": 16, "pc": 12, "microvm": 16}
 """Places for disks and NICs. q35: PCIe root ports; pc: PCI devices; microvm: virtio-mmio transports."""
 CDROM_PORT = 5
-"""The AHCI port of the CD-ROM drive; `compatible` disks have those from 0, a seed the one between."""
-COMPATIBLE_DISKS = 4
+"""The board's AHCI port of the CD-ROM drive; a seed of `compatible` hardware has the one before it."""
+BOARD_DISKS = 4
+"""The ports before those: where `compatible` disks in the first slots are."""
 LEAST_MEMORY = Bytes(32 * MiB)
 GROWS = 8
 """CPUs and memory can grow to this many times what a guest is born with, within what the host has."""
@@ -126,7 +127,8 @@ def furnish(want: Furnish, *, accel: Accel, qemu: Qemu, cpu: HostCpu, memory: in
     machine = choose_machine(want.machine, qemu)
     kind = family(machine)
     check_boot(want, kind)
-    disks, nics = places(kind, len(want.disks), len(want.nics))
+    slots, nics = places(kind, len(want.disks), len(want.nics))
+    disks = [fit(kind, want.style, disk) for disk in want.disks]
     grows = kind != "microvm"
     return Hardware(
         arch="x86_64",
@@ -135,7 +137,7 @@ def furnish(want: Furnish, *, accel: Accel, qemu: Qemu, cpu: HostCpu, memory: in
         cpu=choose_cpu(accel, cpu),
         max_cpus=max(want.cpus, min(want.cpus * GROWS, cpu.threads)) if grows else want.cpus,
         max_memory=_max_memory(want.memory, memory) if grows else want.memory,
-        disks=tuple(replace(disk, slot=slot) for disk, slot in zip(want.disks, disks, strict=True)),
+        disks=tuple(replace(disk, slot=slot) for disk, slot in zip(disks, slots, strict=True)),
         nics=tuple(replace(nic, slot=slot) for nic, slot in zip(want.nics, nics, strict=True)),
         firmware=want.firmware,
         uefi=want.uefi,
@@ -157,10 +159,6 @@ def check_boot(want: Furnish, kind: Literal["q35", "pc", "microvm"]) -> None:
         if want.cdrom or want.style != "virtio":
             field = "spec.cdrom" if want.cdrom else "spec.hardware"
             raise Invalid("a microvm has virtio devices only", hint="--machine q35", field=field)
-    if want.style == "compatible" and len(want.disks) > COMPATIBLE_DISKS:
-        raise Invalid(
-            f"compatible hardware has places for {COMPATIBLE_DISKS} disks", hint="--hardware virtio", field="spec"
-        )
 
 
 def _max_memory(born: int, host: int) -> Bytes:
@@ -176,6 +174,24 @@ def places(kind: Literal["q35", "pc", "microvm"], disks: int, nics: int) -> tupl
             f"a {kind} machine has {count} places for disks and NICs, not {disks + nics}", field="spec.nics"
         )
     return list(range(disks)), list(range(disks, disks + nics))
+
+
+def seat(hardware: Hardware, disk: Disk) -> Hardware:
+    """See engine.Disks."""
+    kind = family(hardware.machine)
+    fitting = fit(kind, hardware.style, disk)
+    taken = {d.slot for d in hardware.disks} | {n.slot for n in hardware.nics}
+    free = next((slot for slot in range(SLOTS[kind]) if slot not in taken), None)
+    if free is None:
+        raise Exhausted(f"all {SLOTS[kind]} places for disks and NICs are taken", hint="detach one")
+    return replace(hardware, disks=(*hardware.disks, replace(fitting, slot=free)))
+
+
+def fit(kind: Literal["q35", "pc", "microvm"], style: Style, disk: Disk) -> Disk:
+    """On the bus that it has here: ahci is what `compatible` hardware has for virtio. Raises Invalid."""
+    if kind == "microvm" and disk.bus != "virtio":
+        raise Invalid(f"a microvm has no {disk.bus}", hint="--bus virtio", field="bus")
+    return replace(disk, bus="ahci") if style == "compatible" and disk.bus == "virtio" else disk
 
 
 def ports(slots: Iterable[int]) -> int:

@@ -94,7 +94,7 @@ def _open(plan: BootPlan, run: RunDir, opened: contextlib.ExitStack, tsc_khz: in
             atoll=listening(run.atoll),
             serial_log=file(run.serial, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
             boot=_boot(plan, run, file),
-            disks=tuple(tuple(_layer(layer, file) for layer in disk.attachment.layers) for disk in plan.disks),
+            disks=tuple(tuple(open_layer(layer, file) for layer in disk.attachment.layers) for disk in plan.disks),
             nics=tuple(_nic(plan, nic, opened) for nic in plan.nics),
             ram=_ram(plan, run) if plan.forkable else "",
             tsc_khz=tsc_khz,
@@ -134,10 +134,12 @@ def path_of(layer: Layer) -> Path:
     return Path(path)
 
 
-def _layer(layer: Layer, file: Callable[[Path, int], int]) -> LayerHanded:
+def open_layer(layer: Layer, file: Callable[[Path, int], int]) -> LayerHanded:
     fd = file(path_of(layer), os.O_RDONLY if layer.read_only else os.O_RDWR)
     device = stat.S_ISBLK(os.fstat(fd).st_mode)
-    return LayerHanded(fd=fd, format=layer.format, read_only=layer.read_only, block_device=device)
+    return LayerHanded(
+        fd=fd, format=layer.format, read_only=layer.read_only, block_device=device, discard=layer.discard
+    )
 
 
 def _nic(plan: BootPlan, nic: NicPlan, opened: contextlib.ExitStack) -> NicHanded:
