@@ -69,6 +69,7 @@ class Waiting:
         self._begun = time.monotonic()
         self._labels: dict[str, str] = {}
         self._steps: dict[str, str] = {}
+        self._early: dict[str, Progress] = {}
         self._latest = ""
         self._tasks: list[asyncio.Task[None]] = []
         self.line = Line()
@@ -103,6 +104,8 @@ class Waiting:
         """The operation once it has ended well. Raises what it ended with. `label`: "launching web"."""
         self._labels[operation.id] = label
         self._latest = self._latest or label
+        if early := self._early.pop(operation.id, None):
+            self._note(early)
         try:
             return await self._client.operations.wait(operation, timeout=timeout)
         except asyncio.CancelledError:
@@ -141,7 +144,8 @@ class Waiting:
 
     def _note(self, progress: "Progress") -> None:
         label = self._labels.get(progress.operation)
-        if label is None:
+        if label is None:  # somebody else's, or quicker than the answer that says it is ours
+            self._early[progress.operation] = progress
             return
         text = f"{label}: {progress.text or progress.step}"
         percent = "" if progress.percent is None else f" {progress.percent}%"
