@@ -16,6 +16,7 @@ from atoll.base.errors import Absent, Broken, Exhausted, Exists, Invalid, Refuse
 from atoll.base.ids import Bytes, PoolId, VolumeId
 from atoll.base.units import MiB, show_size
 from atoll.host import disks, files
+from atoll.storage.layers import read_layers
 from atoll.storage.model import Attachment, Capacity, Layer, PoolTraits, Usage, VolumeSpec
 
 MARKER = ".atoll-pool"
@@ -23,6 +24,8 @@ RESERVE = Bytes(64 * MiB)
 """Nothing is made or grown when less than this is available: running guests' writes come first."""
 
 _VOLUMES = "volumes"
+_IMAGES = "images"
+"""Of the state directory: what volumes are clones of."""
 _SUFFIX = ".qcow2"
 _NEW = re.compile(r"\..*\.qcow2\.new\Z")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\Z")
@@ -153,11 +156,11 @@ class DirPool:
 
     async def _layers(self, volume: VolumeId, path: Path) -> Attachment:
         try:
-            layers = await disks.chain(path, "qcow2")
+            layers = await files.in_thread(read_layers, path, "qcow2", self._grounds)
         except Absent as error:
             self._present(volume)  # otherwise what is absent is a layer below it
             raise Broken(f"volume {volume} of pool {self.name} lacks a layer below it: {error.message}") from error
-        return _attachment(*(Layer(layer.path, layer.format) for layer in layers))
+        return _attachment(*layers)
 
     def _backing(self, spec: VolumeSpec) -> tuple[str, str]:
         """How the volume names the layer below it, and that layer's format."""
@@ -169,6 +172,11 @@ class DirPool:
         if self._home is not None and base.is_relative_to(self._home) and self._root.is_relative_to(self._home):
             return os.path.relpath(base.resolve(), self._folder.resolve()), spec.base[0].format
         return str(base), spec.base[0].format
+
+    @property
+    def _grounds(self) -> tuple[Path, ...]:
+        """Where the layers below a volume may lie."""
+        return (self._folder, self._home / _IMAGES) if self._home is not None else ()
 
     @property
     def _folder(self) -> Path:
