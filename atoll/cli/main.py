@@ -39,7 +39,7 @@ SECTIONS = {
         "operation": Entry("atoll.cli.operation:operation", "List, wait for and cancel operations"),
     },
     "Images, networks, storage": {
-        "image": Entry("atoll.cli.image:image", "Build, list and remove images"),
+        "image": Entry("atoll.cli.image_files:image", "Build, import, list and remove images"),
         "network": Entry("atoll.cli.resources:network", "List networks"),
         "pool": Entry("atoll.cli.resources:pool", "List storage pools"),
         "volume": Entry("atoll.cli.resources:volume", "List volumes"),

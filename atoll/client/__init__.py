@@ -4,7 +4,7 @@ from atoll.client.client import Client
 from atoll.client.console import Console
 from atoll.client.endpoint import Endpoint
 from atoll.client.problems import NotRunning
-from atoll.client.wire import HostView, NetworkView, NewToken, PoolView, Pushed, RecipeView, Token
+from atoll.client.wire import HostView, ImportBody, NetworkView, NewToken, PoolView, Pushed, RecipeView, Token
 from atoll.image.model import Image
 from atoll.instance.book import InstanceView
 from atoll.instance.engine import Outcome, Stats
@@ -20,6 +20,7 @@ __all__ = [
     "Endpoint",
     "HostView",
     "Image",
+    "ImportBody",
     "InstanceSpec",
     "InstanceView",
     "NetworkView",

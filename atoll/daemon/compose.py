@@ -19,8 +19,10 @@ from atoll.daemon.networks import NetworkList, Realised
 from atoll.daemon.paths import Paths
 from atoll.host import cgroups, scopes
 from atoll.host.links import routes
+from atoll.host.outward import Networks, parse_networks
 from atoll.host.probe.settled import AccelProbe
 from atoll.image.book import ImageBook
+from atoll.image.imports import ImportImage, import_undoers
 from atoll.image.library import Library
 from atoll.image.recipes.recipe import Recipe
 from atoll.image.recipes.registry import RECIPES
@@ -96,7 +98,7 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
         operations = Operations(OperationBook(shared), Journal(local), events, host=me.id, epoch=epoch, hook=hook)
 
         images, storage, networks = ImageBook(shared), StorageBook(shared), NetworkBook(shared)
-        library = Library(paths.images, paths.cache, images, RECIPES)
+        library = Library(paths.images, paths.cache, images, RECIPES, largest=parse_size(config.images.max_size))
         await library.open()
         pools = Pools(storage, host=me.id, home=paths.state)
         await storage.ensure_default()
@@ -117,7 +119,7 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
         uids = Uids(local, me.tag) if os.geteuid() == 0 else None
         memory = MemoryNow(parse_size(config.limits.memory_reserve), config.limits.memory_overcommit)
         here = Here(me.id, InstanceBook(shared), {Kind.VM: engine}, supplies, uids, memory, events)
-        _teach(operations, here, library, kernels)
+        _teach(operations, here, library, kernels, parse_networks(config.images.private))
         catalog = await held.enter_async_context(Catalog(shared))
         keeper = Keeper(here, operations)
         held.push_async_callback(operations.close)  # before the engine lets go: what runs still needs it
@@ -146,7 +148,7 @@ def about(recipe: Recipe) -> str:
     return (getattr(sys.modules[recipe.__module__], "__doc__", "") or "").strip().partition("\n")[0]
 
 
-def _teach(operations: Operations, here: Here, library: Library, kernels: Kernels) -> None:
+def _teach(operations: Operations, here: Here, library: Library, kernels: Kernels, private: Networks) -> None:
     operations.know(
         Launch(here),
         Start(here),
@@ -165,7 +167,8 @@ def _teach(operations: Operations, here: Here, library: Library, kernels: Kernel
         DeleteImage(library),
         RenameImage(library),
         PruneImages(library),
-        undoers=image_undoers(library),
+        ImportImage(library, private, kernels.changed),
+        undoers=image_undoers(library) | import_undoers(library),
     )
 
 

@@ -16,6 +16,7 @@ from atoll.base.errors import Absent, Conflict, Exists, Refused
 from atoll.base.ids import Bytes, Generation, HostId, InstanceId, VolumeId, new_uuid
 from atoll.client.wire import RecipeView
 from atoll.image.args import BuildArgs, ImageArgs, PruneArgs, RenameImageArgs
+from atoll.image.imports import ImportArgs
 from atoll.instance.admission import HostMemory
 from atoll.instance.book import InstanceBook, InstanceView
 from atoll.instance.engine import EngineTraits, Furnish, GuestEvent, Observed, Outcome, Stats
@@ -224,6 +225,7 @@ class FakeVerbs:
             ("image.delete", ImageArgs, self.images.delete),
             ("image.rename", RenameImageArgs, self.images.rename),
             ("image.prune", PruneArgs, self.images.prune),
+            ("image.import", ImportArgs, self.images.bring),
         ]
         return [Pretend(name, args, act, self.pace) for name, args, act in table]
 

@@ -8,13 +8,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import atoll.image.imports
 import atoll.image.verbs
 from atoll.instance.model import MAY_FOLLOW
 from atoll.instance.verbs import change, delete, launch, power
 from atoll.operation.verb import Recovery
 
 DOCS = Path(__file__).parents[2] / "docs"
-VERBS = (launch, power, change, delete, atoll.image.verbs)
+VERBS = (launch, power, change, delete, atoll.image.verbs, atoll.image.imports)
 
 
 def states() -> str:
@@ -40,7 +41,13 @@ def recovery() -> str:
             steps = [f"`{step}`" for step, of in verb.steps.items() if of is rule]
             parts.append(", ".join(steps))
         rows.append(f"| `{verb.name}` | {' | '.join(parts)} |")
-    return "\n".join(["| verb | taken back at | finished from |", "| --- | --- | --- |", *sorted(rows)])
+    return "\n".join(
+        [
+            "| verb | taken back at | finished from | resumed, while the daemon does other things |",
+            "| --- | --- | --- | --- |",
+            *sorted(rows),
+        ]
+    )
 
 
 TABLES = {"instance.md": {"states": states}, "operation.md": {"recovery": recovery}}

@@ -16,23 +16,29 @@ SECTOR = 512
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """`format`: of TAKEN, or how it is compressed. `virtual_size`: bytes a guest sees; 0 where compressed."""
+    """`format`: of TAKEN. `virtual_size`: bytes a guest sees."""
 
     format: str
-    virtual_size: Bytes = Bytes(0)
+    virtual_size: Bytes
 
 
-def inspect(path: Path, *, said: str = "", largest: int = qcow2.LARGEST, compressed: bool = False) -> Facts:
+def inspect(path: Path, *, said: str = "", largest: int = qcow2.LARGEST) -> Facts:
     """Look at it without trusting a byte. `said`: the format it was said to have, "" for none; `largest`: bytes of
-    a guest's disk; `compressed`: whether it may be a compressed image.
+    a guest's disk.
 
     Raises Invalid: not what was said, of no format that is taken, or made to do harm. Blocks.
     """
     with window(path) as seen:
-        return _judged(seen, said, largest, compressed)
+        return _judged(seen, said, largest)
 
 
-def _judged(seen: Window, said: str, largest: int, compressed: bool) -> Facts:
+def packing(path: Path) -> str:
+    """How it is compressed, "" where it is not. Blocks."""
+    with window(path) as seen:
+        return next((name for name in recognise(seen) if name in COMPRESSED), "")
+
+
+def _judged(seen: Window, said: str, largest: int) -> Facts:
     if said and said not in TAKEN:
         raise bad(f"an image has the format {', '.join(TAKEN)}, not {said[:40]}", "leave --format out")
     if not seen.size:
@@ -43,8 +49,6 @@ def _judged(seen: Window, said: str, largest: int, compressed: bool) -> Facts:
         return _plain(seen, said, found, largest)
     if len(odd) > 1:
         raise bad(f"it looks like {' and '.join(odd)} at once: somebody hides something in it")
-    if compressed and odd[0] in COMPRESSED:
-        return Facts(odd[0])
     if odd[0] == "vmdk" and (names := named_by_vmdk(seen)):
         raise bad(f"it is a vmdk whose descriptor names {', '.join(map(repr, names))[:300]}", _convert("vmdk"))
     if odd[0] != "qcow2":
