@@ -111,7 +111,7 @@ def _opened(source: str) -> tuple[BinaryIO, int | None]:
     try:
         file = open(source, "rb", buffering=0)  # noqa: SIM115  # closed by the caller
     except FileNotFoundError as error:
-        raise Absent(f"there is no file {source}", field="FILE") from error
+        raise Absent(f"there is no file {source}", hint="look at its path, or give a URL", field="FILE") from error
     except IsADirectoryError as error:
         raise Invalid(f"{source} is a directory", hint="an image is one file", field="FILE") from error
     length = os.fstat(file.fileno()).st_size if os.path.isfile(source) else None

@@ -82,7 +82,9 @@ def _next(url: str, location: str) -> str:
         host = check_url(there)
     except Invalid as error:
         raise Refused(
-            f"it redirects to {there[:80]!r}, which is not followed: {error.message}", field="url"
+            f"it redirects to {there[:80]!r}, which is not followed: {error.message}",
+            hint="is this the address of the file itself?",
+            field="url",
         ) from error
     if url.startswith("https:") and not there.startswith("https:"):
         raise Refused(f"it redirects from https to plain http at {host}", hint="give that address", field="url")

@@ -82,6 +82,7 @@ class Fetch:
             if answer.status == 416:  # it has become shorter than what is here
                 files.write_whole(self._note, b"{}")
                 raise Unreachable(f"{self.host} has another file by now", hint="try again")
+            check_room(self._part.parent, max(0, total - start))
             if start == 0:
                 await self._begin(answer, total)
             return await self._take(answer, start, total)
@@ -114,7 +115,6 @@ class Fetch:
         return 0, answer.content_length or 0
 
     async def _begin(self, answer: "aiohttp.ClientResponse", total: int) -> None:
-        check_room(self._part.parent, total)
         etag = answer.headers.get("ETag", "")
         validator = etag if etag.startswith('"') else answer.headers.get("Last-Modified", "")
         note = Note(self._url, validator if validator.isprintable() else "", total, _boot())

@@ -52,17 +52,17 @@ class Sink:
             )
         self._batch += chunk
         if len(self._batch) >= BATCH:
-            await self._turn()
+            await self._turn(len(self._batch) // BLOCK * BLOCK)
 
     async def finish(self) -> None:
         """Everything is in the file, though maybe not yet on the disk."""
-        await self._turn()
+        await self._turn(len(self._batch))
         await self._settle()
         os.ftruncate(self._file.fileno(), self.size)  # it may end in a hole
 
-    async def _turn(self) -> None:
+    async def _turn(self, length: int) -> None:
         await self._settle()
-        batch, self._batch = self._batch, bytearray()
+        batch, self._batch = self._batch[:length], self._batch[length:]
         if batch:
             self._working = asyncio.create_task(files.in_thread(self._take, batch))
 
