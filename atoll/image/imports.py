@@ -48,6 +48,7 @@ class ImportImage:
     name = "image.import"
     args = ImportArgs
     steps: ClassVar[Mapping[str, Recovery]] = {
+        "claim": Recovery.TAKE_BACK,
         "fetch": Recovery.RESUME,
         "inspect": Recovery.RESUME,
         "keep": Recovery.FINISH,
@@ -63,9 +64,8 @@ class ImportImage:
         digest = ""
         if work.resumed in ("", "fetch"):
             if not work.resumed:
-                undo = UndoStep("image.unstage", {"key": work.id, "upload": args.upload})
-                await work.step("fetch", undo, percent=0)
-            await library.check_free(args.project, args.name, replace=args.replace)
+                await self._claim(work, args)
+                await work.step("fetch", percent=0)
             digest = await self._fetch(work, args)
             _check(args.sha256, digest)
             await work.step("inspect", percent=90)
@@ -83,11 +83,17 @@ class ImportImage:
         work.about(name=image.name, id=image.digest)
         return {"name": image.name, "digest": image.digest}
 
+    async def _claim(self, work: RunningWork, args: ImportArgs) -> None:
+        """From here on what is staged is this operation's, and taken back with it."""
+        await work.step("claim", UndoStep("image.unstage", {"key": work.id, "upload": args.upload}), percent=0)
+        await self._library.check_free(args.project, args.name, replace=args.replace)
+        if args.upload:
+            self._library.staging.claim(args.upload, work.id)
+
     async def _fetch(self, work: RunningWork, args: ImportArgs) -> str:
         """The digest of what came, which is now the whole file of this import."""
         staging = self._library.staging
         if args.upload:
-            staging.claim(args.upload, work.id)
             return args.sent
         part, whole = staging.part(work.id), staging.whole(work.id)
         if whole.exists():  # it was killed right after

@@ -87,10 +87,7 @@ class Staging:
         try:
             os.rename(self._root / upload, self.whole(key))
         except FileNotFoundError as error:
-            if not self.whole(key).exists():
-                raise Interrupted(
-                    "the daemon ended before it had taken the file in", hint="send it again"
-                ) from error
+            raise Interrupted("the daemon ended before it had taken the file in", hint="send it again") from error
 
     async def unpack(self, key: str, format: str) -> Digest:
         """The compressed file `key` into its `disk`, in a cell. Returns the disk's digest.
