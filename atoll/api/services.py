@@ -1,6 +1,6 @@
 """What the routes need from below, given by the composition root."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +10,8 @@ import msgspec
 from atoll.api.tokens import TokenBook
 from atoll.base.ids import HostId, NetworkId
 from atoll.client.wire import RecipeView
-from atoll.image.model import Image
+from atoll.image.model import File, Image
+from atoll.image.staging import Upload
 from atoll.instance.admission import HostMemory
 from atoll.instance.book import InstanceView
 from atoll.instance.engine import Engine, Stream
@@ -37,6 +38,18 @@ class Images(Protocol):
     async def list(self, project: str) -> Sequence[Image]: ...
     async def get(self, project: str, name: str) -> Image:
         """Raises Absent."""
+
+    async def receive(self, chunks: AsyncIterator[bytes], length: int | None) -> Upload:
+        """Take in a file that a client sends. Raises Invalid, Exhausted, Broken; then nothing of it is left."""
+
+    async def check_free(self, project: str, name: str, *, replace: bool) -> None:
+        """Raises Invalid, Exists."""
+
+    def drop(self, upload: Upload) -> None:
+        """Absent is success."""
+
+    async def content(self, project: str, ref: str, role: str = "") -> tuple[File, AsyncIterator[bytes]]:
+        """A file of an image ("": its disk or disc) and its bytes. Raises Absent."""
 
 
 class Networks(Protocol):

@@ -14,6 +14,7 @@ MAX_SIZE = 1 << 60
 KiB = 1 << 10
 MiB = 1 << 20
 GiB = 1 << 30
+TiB = 1 << 40
 
 
 def parse_size(text: str, *, field: str = "") -> Bytes:

@@ -117,7 +117,7 @@ async def _copy(client: "Client", settings: Settings, origin: Place, goal: Place
             permissions = 0o644 if mode is None else mode
             await client.instances.push(goal.instance, goal.path, counting, mode=permissions)
         else:
-            await _Target(goal.path).take(counting)
+            await Target(goal.path).take(counting)
     return counted.size
 
 
@@ -162,7 +162,7 @@ async def _read(file: BinaryIO) -> AsyncIterator[bytes]:
             yield chunk
 
 
-class _Target:
+class Target:
     """A local file that appears whole or not at all; devices, pipes and `-` are written as they are."""
 
     def __init__(self, path: str) -> None:

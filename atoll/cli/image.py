@@ -18,7 +18,9 @@ from atoll.cli.settings import Settings
 if TYPE_CHECKING:
     from atoll.client import Client, Image, Operation
 
-image = group("image", "Build, list and remove images. An image is its content: several names may share one.")
+image = group(
+    "image", "Build, import, list and remove images. An image is its content: several names may share one."
+)
 
 
 def stored(found: "Image") -> int:
@@ -27,7 +29,7 @@ def stored(found: "Image") -> int:
 
 def virtual(found: "Image") -> str:
     disk = found.manifest.files.get("disk")
-    return show_size(disk.virtual_size) if disk and disk.virtual_size else "-"
+    return show_size(disk.virtual_size) if disk and disk.virtual_size else found.manifest.kind
 
 
 COLUMNS = [
@@ -72,7 +74,9 @@ def sections(found: "Image") -> list[Section]:
         ("digest", found.digest),
         ("state", str(found.state)),
         ("arch", manifest.arch),
+        ("kind", manifest.kind),
         ("machine", manifest.machine),
+        ("firmware", manifest.firmware or "direct boot" if manifest.kind == "disk" else ""),
         ("agent", "yes" if manifest.agent else "no"),
         ("least memory", show_size(manifest.min_memory) if manifest.min_memory else ""),
         ("kernel line", manifest.cmdline),

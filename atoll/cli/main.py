@@ -41,7 +41,7 @@ SECTIONS = {
         "operation": Entry("atoll.cli.operation:operation", "List, wait for and cancel operations"),
     },
     "Images, networks, storage": {
-        "image": Entry("atoll.cli.image:image", "Build, list and remove images"),
+        "image": Entry("atoll.cli.image_files:image", "Build, import, list and remove images"),
         "network": Entry("atoll.cli.resources:network", "List networks"),
         "pool": Entry("atoll.cli.storage:pool", "Storage pools"),
         "volume": Entry("atoll.cli.storage:volume", "Volumes: disks of their own, to attach and detach"),

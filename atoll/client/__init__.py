@@ -4,7 +4,17 @@ from atoll.client.client import Client
 from atoll.client.console import Console
 from atoll.client.endpoint import Endpoint
 from atoll.client.problems import NotRunning
-from atoll.client.wire import HostView, NetworkView, NewToken, PoolView, Pushed, RecipeView, Token, VolumeView
+from atoll.client.wire import (
+    HostView,
+    ImportBody,
+    NetworkView,
+    NewToken,
+    PoolView,
+    Pushed,
+    RecipeView,
+    Token,
+    VolumeView,
+)
 from atoll.image.model import Image
 from atoll.instance.book import InstanceView
 from atoll.instance.cloudstate import CloudState
@@ -25,6 +35,7 @@ __all__ = [
     "Endpoint",
     "HostView",
     "Image",
+    "ImportBody",
     "InstanceSpec",
     "InstanceView",
     "NetworkView",

@@ -1,11 +1,15 @@
 """Images, networks, hosts and tokens."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
-from atoll.client.transport import Transport, path_of
+from atoll.base.ids import new_uuid
+from atoll.client.transport import Transport, decode, path_of
 from atoll.client.wire import (
     BuildBody,
     HostView,
+    ImportBody,
     NetworkView,
     NewToken,
     RecipeView,
@@ -16,6 +20,7 @@ from atoll.client.wire import (
 from atoll.image.model import Image
 from atoll.operation.model import Operation
 
+DAY = 86400.0
 Recipes = list[RecipeView]
 
 
@@ -45,6 +50,44 @@ class Images:
 
     async def rename(self, name: str, to: str) -> Operation:
         return await self._transport.change("POST", self._path(name, "rename"), Operation, body=RenameBody(to=to))
+
+    async def fetch(self, name: str, body: ImportBody) -> Operation:
+        """Import an image from a URL, which the daemon fetches."""
+        return await self._transport.change("POST", self._path(name, "import"), Operation, body=body)
+
+    async def send(
+        self,
+        name: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        length: int | None = None,
+        sha256: str = "",
+        format: str = "",
+        arch: str = "x86_64",
+        agent: bool = False,
+        replace: bool = False,
+    ) -> Operation:
+        """Import an image whose bytes are sent; `length`: how many they are."""
+        query: dict[str, str | bool | None] = {
+            "sha256": sha256 or None, "format": format or None, "arch": arch, "agent": agent, "replace": replace,
+        }  # fmt: skip
+        headers = {"Content-Type": "application/octet-stream", "Idempotency-Key": new_uuid()}
+        if length is not None:
+            headers["Content-Length"] = str(length)
+        where = self._path(name, "content")
+        async with self._transport.open(
+            "PUT", where, query=query, data=chunks, headers=headers, timeout=DAY
+        ) as reply:
+            raw = await reply.read()
+        return decode(raw, Operation, f"PUT {where}")
+
+    @asynccontextmanager
+    async def content(self, name: str, *, role: str = "") -> AsyncIterator[tuple[int, str, AsyncIterator[bytes]]]:
+        """Length, digest and bytes of a file of an image, "" for its disk or disc. Raises Cut: it ended early."""
+        query = {"role": role or None}
+        async with self._transport.open("GET", self._path(name, "content"), query=query) as answer:
+            digest = answer.headers.get("ETag", "").strip('"')
+            yield answer.content_length or 0, digest, answer.content.iter_any()
 
     async def prune(self) -> Operation:
         """Remove what no name and no instance uses."""

@@ -8,6 +8,7 @@ from msgspec import Meta
 from atoll.base.clock import Timestamp
 from atoll.base.ids import HostId
 from atoll.base.names import RECIPE
+from atoll.image.imports import Arch, Format, Sha256
 from atoll.instance.model import CloudInit, Disk, DiskUse, InstanceSpec, Label, Text
 from atoll.instance.verbs.args import GRACE, Grace
 from atoll.network.model import Network, Port
@@ -66,6 +67,17 @@ class BuildBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     recipe: Annotated[str, Meta(pattern=RECIPE, description="a recipe's name, as in debian/12")]
     name: Label | None = None
+
+
+class ImportBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`sha256`: of the file at `url`. `replace`: take the name though another image has it."""
+
+    url: Annotated[str, Meta(min_length=1, max_length=4096)]
+    sha256: Sha256 = ""
+    format: Format = ""
+    arch: Arch = "x86_64"
+    agent: bool = False
+    replace: bool = False
 
 
 class TokenBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -19,8 +19,10 @@ from atoll.daemon.networks import NetworkList, Realised
 from atoll.daemon.paths import Paths
 from atoll.host import cgroups, scopes
 from atoll.host.links import routes
+from atoll.host.outward import Networks, parse_networks
 from atoll.host.probe.settled import AccelProbe
 from atoll.image.book import ImageBook
+from atoll.image.imports import ImportImage, import_undoers
 from atoll.image.library import Library
 from atoll.image.recipes.recipe import Recipe
 from atoll.image.recipes.registry import RECIPES
@@ -105,7 +107,7 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
         operations = Operations(OperationBook(shared), Journal(local), events, host=me.id, epoch=epoch, hook=hook)
 
         images, storage, networks = ImageBook(shared), StorageBook(shared), NetworkBook(shared)
-        library = Library(paths.images, paths.cache, images, RECIPES)
+        library = Library(paths.images, paths.cache, images, RECIPES, largest=parse_size(config.images.max_size))
         await library.open()
         pools = await _pools(Pools(storage, host=me.id, home=paths.state, warn_at=config.storage.warn_at))
         realised = Realised(Site(me.tag, run_directory(me.tag), local))
@@ -125,7 +127,7 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
         memory = MemoryNow(parse_size(config.limits.memory_reserve), config.limits.memory_overcommit)
         book = await _swept(InstanceBook(shared), boots)
         here = Here(me.id, book, {Kind.VM: engine}, supplies, uids, memory, events)
-        _teach(operations, here, library, kernels)
+        _teach(operations, here, library, kernels, parse_networks(config.images.private))
         catalog = await held.enter_async_context(Catalog(shared))
         keeper = Keeper(here, operations)
         held.push_async_callback(operations.close)  # before the engine lets go: what runs still needs it
@@ -171,7 +173,7 @@ async def _swept(book: InstanceBook, boots: Boots) -> InstanceBook:
     return book
 
 
-def _teach(operations: Operations, here: Here, library: Library, kernels: Kernels) -> None:
+def _teach(operations: Operations, here: Here, library: Library, kernels: Kernels, private: Networks) -> None:
     operations.know(
         Launch(here),
         Start(here),
@@ -192,7 +194,8 @@ def _teach(operations: Operations, here: Here, library: Library, kernels: Kernel
         DeleteImage(library),
         RenameImage(library),
         PruneImages(library),
-        undoers=image_undoers(library),
+        ImportImage(library, private, kernels.changed),
+        undoers=image_undoers(library) | import_undoers(library),
     )
 
 

@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from atoll.base.errors import Invalid
 from atoll.base.units import parse_duration, parse_size
+from atoll.host.outward import parse_networks
 
 
 class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,6 +35,16 @@ class Storage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     check_every: str = "30s"
 
 
+class Images(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`private`: networks from which images may be fetched though they are not the internet ("10.0.0.0/8").
+
+    `max_size`: of an image that is brought.
+    """
+
+    private: tuple[str, ...] = ()
+    max_size: str = "2TiB"
+
+
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`size`: of one file; two are kept."""
 
@@ -45,6 +56,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: Listen = Listen()
     limits: Limits = Limits()
     storage: Storage = Storage()
+    images: Images = Images()
     log: Log = Log()
 
 
@@ -53,6 +65,8 @@ def load(path: Path) -> Config:
     try:
         config = msgspec.toml.decode(path.read_bytes(), type=Config)
         parse_size(config.limits.memory_reserve, field="limits.memory_reserve")
+        parse_size(config.images.max_size, field="images.max_size")
+        parse_networks(config.images.private, field="images.private")
         parse_size(config.log.size, field="log.size")
         if parse_duration(config.storage.check_every, field="storage.check_every") < 0.1:
             raise Invalid("storage.check_every is too short", field="storage.check_every")

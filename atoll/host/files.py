@@ -55,6 +55,16 @@ def write_whole(path: Path, content: bytes, *, mode: int = 0o600) -> None:
 
 
 @contextlib.contextmanager
+def gone_if_failed(path: Path) -> Iterator[None]:
+    """A file that is being made inside: a failure leaves none."""
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
 def translated(what: str) -> Iterator[None]:
     """Raise an OSError inside as one of ours; `what` was being done ("make the volume ...")."""
     try:

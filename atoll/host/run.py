@@ -28,6 +28,7 @@ PACKAGES: dict[str, str] = {
     "dnsmasq": "dnsmasq-base",
     "dpkg-deb": "dpkg",
     "etcd": "etcd-server",
+    "gzip": "gzip",
     "genisoimage": "genisoimage",
     "grub-mkimage": "grub-common",
     "ip": "iproute2",
@@ -43,6 +44,7 @@ PACKAGES: dict[str, str] = {
     "mount": "mount",
     "nft": "nftables",
     "ovs-vsctl": "openvswitch-switch",
+    "prlimit": "util-linux",
     "qemu-img": "qemu-utils",
     "qemu-io": "qemu-utils",
     "qemu-nbd": "qemu-utils",
@@ -63,6 +65,7 @@ PACKAGES: dict[str, str] = {
     "tc": "iproute2",
     "tgtd": "tgt",
     "unshare": "util-linux",
+    "xz": "xz-utils",
     "zstd": "zstd",
 }
 """Program -> the Debian package that brings it, for hints."""
@@ -125,16 +128,19 @@ async def run(
     ok: frozenset[int] = frozenset({0}),
     limit: int = 16 * MiB,
     output: IO[bytes] | None = None,
+    within: Sequence[str] = (),
+    fds: Sequence[int] = (),
 ) -> Ran:
     """Run a program to its end. `env` is added to the clean environment; `timeout` is in seconds, spawn included.
 
     `limit` bounds stdout and stderr, each, in bytes. With `output`, both go to that open file instead, for a caller
-    who reads along. A child that the program leaves behind is not waited for.
+    who reads along. A child that the program leaves behind is not waited for. `within`: a command line that ends by
+    running the program (host/confined.py). `fds`: descriptors that it gets, under their numbers.
     Raises `Lacking` (no such program), `Broken` (an exit code outside `ok`, unless `check` is false; too much
     output; not startable) and `Unreachable` (not done in time: killed, outcome unknown). The command line is part
     of the hint and is visible to every user in `ps`: no secret belongs on it.
     """
-    command = (*_TIED, str(find(argv[0])), *argv[1:])
+    command = (*_TIED, *within, str(find(argv[0])), *argv[1:])
     into = asyncio.subprocess.PIPE if output is None else output
     loop = asyncio.get_running_loop()
     transport: asyncio.SubprocessTransport | None = None
@@ -150,6 +156,7 @@ async def run(
                 cwd=cwd,
                 env=clean_env(env),
                 start_new_session=True,
+                pass_fds=tuple(fds),
             )
             transport = spawned
             if input is not None:

@@ -74,9 +74,27 @@ class Blobs:
             try:
                 intake = await _take_in(source, fresh, ours, told)
                 await files.in_thread(_seal, fresh)
-                return await self._keep(fresh, intake)
+                return await self._keep(fresh, intake.digest, intake.size)
             finally:
                 fresh.unlink(missing_ok=True)
+
+    async def adopt(self, source: Path, digest: Digest) -> File:
+        """As `add` of a file of our own tree whose content was hashed when it was written: it is not read again."""
+        fresh = self._root / f"{_NEW}{secrets.token_hex(8)}"
+        with files.translated(f"add {source} to the image store"):
+            try:
+                if not _linked(source, fresh):
+                    return await self.add(source, ours=True)
+                await files.in_thread(_seal, fresh)
+                return await self._keep(fresh, check_digest(digest), fresh.stat().st_size)
+            finally:
+                fresh.unlink(missing_ok=True)
+
+    async def read(self, digest: Digest) -> AsyncIterator[bytes]:
+        """Its content, also where it is removed meanwhile. Raises Absent, Broken."""
+        with files.translated(f"read blob {digest}"), _open_plain(self.path(digest)) as file:
+            while chunk := await files.in_thread(file.read, CHUNK):
+                yield chunk
 
     async def verify(self, digest: Digest) -> None:
         """Read it all again. Raises Absent, Broken (its content is no longer what its name says)."""
@@ -98,8 +116,7 @@ class Blobs:
         with files.translated("list the image store"):
             return await files.in_thread(self._look)
 
-    async def _keep(self, fresh: Path, intake: "Intake") -> File:
-        digest = intake.digest
+    async def _keep(self, fresh: Path, digest: Digest, size: int) -> File:
         self._held[digest] += 1
         try:
             if not self.present(digest):
@@ -108,7 +125,7 @@ class Blobs:
         except BaseException:
             self.release(digest)
             raise
-        return File(digest, Bytes(intake.size))
+        return File(digest, Bytes(size))
 
     def _open(self) -> None:
         self._root.mkdir(parents=True, exist_ok=True, mode=0o711)

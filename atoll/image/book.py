@@ -141,10 +141,11 @@ class ImageBook:
         """The part of a commit after which the volume stands on it no more. Absent is success."""
         return Txn(delete=frozenset({ref_key(digest, volume)}))
 
-    async def record(self, project: str, name: str, manifest: Manifest) -> Image:
+    async def record(self, project: str, name: str, manifest: Manifest, *, replace: bool = True) -> Image:
         """Give a manifest a name: a new one, or one that named another image until now.
 
-        Raises Invalid, Refused (the name is being deleted). The same name for the same content changes nothing.
+        Raises Invalid, Refused (the name is being deleted), Exists (another image, and not `replace`). The same
+        name for the same content changes nothing.
         """
         check_label(name)
         digest = digest_of(manifest)
@@ -155,6 +156,8 @@ class ImageBook:
                 raise Refused(f"image {name} is being deleted", hint="try again in a moment")
             if view and view.image.digest == digest:
                 return view.image, Txn()
+            if view and not replace:
+                raise taken(name)
             image = Image(digest=digest, project=project, name=name, manifest=manifest, created=now())
             return image, self._naming(image, view.revision if view else ABSENT)
 
@@ -289,6 +292,14 @@ class ImageBook:
                 gone = manifest_key(image.digest)
                 return Txn({key: view.revision, gone: manifest.revision}, {}, frozenset({key, gone})), []
         return Txn(expect={key: view.revision}, delete=frozenset({key})), []
+
+
+def taken(name: str) -> Exists:
+    return Exists(
+        f"image {name} already exists",
+        hint="choose another name, or --replace: who uses the old one keeps it",
+        field="name",
+    )
 
 
 def _view(entry: Entry) -> ImageView:

@@ -7,7 +7,7 @@ Each step may be run again after a crash. What a build leaves behind is known be
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,19 +16,23 @@ from atoll.base.errors import Absent, AtollError, Invalid
 from atoll.base.ids import Bytes, Digest
 from atoll.base.names import check_label, did_you_mean
 from atoll.host import disks, files, memory
+from atoll.host.inspector.inspect import Facts, inspect
 from atoll.image.blobs import Blobs
-from atoll.image.book import ImageBook
+from atoll.image.book import ImageBook, taken
 from atoll.image.model import File, Image, Manifest
 from atoll.image.recipes.recipe import Built, Progress, Recipe
+from atoll.image.staging import MAX_SIZE, Staging, Upload
 from atoll.storage.model import Layer
 
 FORMATS = frozenset({"raw", "qcow2"})
 ROLES = frozenset({"disk", "kernel", "initrd", "iso"})
+ISO = "iso"
+"""Kind of an image that is a disc, and the role of its one file."""
 
 
 class Realised(msgspec.Struct, frozen=True, kw_only=True):
-    """An image as this host has it. `base`: the layers of a thin clone below its own; `kernel` and `initrd`:
-    paths, "" where it boots from its disk. `iso`: path of a CD's content. Without a disk `base` is empty."""
+    """An image as this host has it. `base`: the layers of a thin clone below its own, () for a disc; `kernel` and
+    `initrd`: paths, "" where it boots from its disk; `iso`: the disc's path."""
 
     manifest: Manifest
     base: tuple[Layer, ...]
@@ -46,13 +50,17 @@ class Pruned(msgspec.Struct, frozen=True):
 
 
 class Library:
-    """`root`: where content and builds are kept (`ROOT/blobs`, `ROOT/builds`); `cache`: for recipes' downloads."""
+    """`root`: where content and builds are kept (`ROOT/blobs`, `ROOT/builds`); `cache`: for recipes' downloads;
+    `largest`: bytes of an image that is brought."""
 
-    def __init__(self, root: Path, cache: Path, book: ImageBook, recipes: Mapping[str, Recipe]) -> None:
+    def __init__(
+        self, root: Path, cache: Path, book: ImageBook, recipes: Mapping[str, Recipe], *, largest: int = MAX_SIZE
+    ) -> None:
         self.book = book
         self.blobs = Blobs(root / "blobs")
         self._root, self._cache, self._recipes = root.absolute(), cache.absolute(), recipes
         self._builds = self._root / "builds"
+        self.staging = Staging(self._root / "incoming", largest)
         self._releasing = asyncio.Lock()
         """Held from reading which blobs records name to removing the others; nothing is released meanwhile."""
 
@@ -61,6 +69,7 @@ class Library:
         await self.blobs.open()
         with files.translated(f"clear {self._builds}"):
             await files.in_thread(_remove_tree, self._builds)
+            self.staging.open()
         await self.book.recover()
         await self.prune()
 
@@ -87,8 +96,8 @@ class Library:
         paths = {role: str(self.blobs.path(file.digest)) for role, file in manifest.files.items()}
         disk = manifest.files.get("disk")
         base = (Layer(paths["disk"], disk.format, read_only=True),) if disk else ()
-        others = {role: paths.get(role, "") for role in ("kernel", "initrd", "iso")}
-        return Realised(manifest=manifest, base=base, **others)
+        kernel, initrd, iso = (paths.get(role, "") for role in ("kernel", "initrd", ISO))
+        return Realised(manifest=manifest, base=base, kernel=kernel, initrd=initrd, iso=iso)
 
     def recipe(self, name: str) -> Recipe:
         """Raises Absent."""
@@ -142,12 +151,71 @@ class Library:
             )
             image = await self.book.record(project, name, manifest)
         except BaseException:
-            await self._release(kept)
-            with contextlib.suppress(AtollError):  # the first error is the story
-                await self.prune()
+            await self._give_up(kept)
             raise
         await self._release(kept)
         return image
+
+    async def check_free(self, project: str, name: str, *, replace: bool) -> None:
+        """Before anything is fetched. Raises Invalid, Exists."""
+        check_label(name)
+        views = await self.book.visible(project)
+        if not replace and any(view.image.name == name and view.image.project == project for view in views):
+            raise taken(name)
+
+    async def add_imported(
+        self,
+        project: str,
+        name: str,
+        path: Path,
+        facts: Facts,
+        *,
+        digest: Digest | None,
+        arch: str,
+        agent: bool,
+        replace: bool,
+    ) -> Image:
+        """Take in an inspected file of our own tree and give the image its name. `digest`: as it was hashed on its
+        way in; None: it is read again. Raises as `add_built`, and Exists; nothing is left then.
+        """
+        role, format = (ISO, "raw") if facts.format == ISO else ("disk", facts.format)
+        if format != "raw" and (await disks.info(path, format)).virtual_size != facts.virtual_size:
+            raise Invalid("qemu-img finds another size in it than its header has", field="file")
+        kept: dict[str, File] = {}
+        try:
+            file = await (self.blobs.adopt(path, digest) if digest else self.blobs.add(path, ours=True))
+            kept[role] = msgspec.structs.replace(file, format=format, virtual_size=facts.virtual_size)
+            kind, firmware = (ISO, "") if role == ISO else ("disk", "any")
+            manifest = Manifest(arch=arch, files=kept, kind=kind, firmware=firmware, agent=agent, source="import")
+            image = await self.book.record(project, name, manifest, replace=replace)
+        except BaseException:
+            await self._give_up(kept)
+            raise
+        await self._release(kept)
+        return image
+
+    async def content(self, project: str, ref: str, role: str = "") -> tuple[File, AsyncIterator[bytes]]:
+        """A file of an image, "" for its disk or disc, and its bytes. It is read whole also where the image is
+        removed meanwhile. Raises Absent."""
+        image = await self.get(project, ref)
+        role = role or ("disk" if "disk" in image.manifest.files else ISO)
+        if role not in image.manifest.files:
+            raise Absent(
+                f"image {image.name} has no {role}",
+                hint=f"it has {', '.join(sorted(image.manifest.files))}",
+                field="role",
+            )
+        file = image.manifest.files[role]
+        if not self.blobs.present(file.digest):
+            raise Absent(f"the content of image {image.name} is not on this host")
+        return file, self.blobs.read(file.digest)
+
+    async def receive(self, chunks: AsyncIterator[bytes], length: int | None) -> Upload:
+        """See Staging."""
+        return await self.staging.receive(chunks, length)
+
+    def drop(self, upload: Upload) -> None:
+        self.staging.drop(upload.name)
 
     async def rename(self, project: str, name: str, to: str) -> Image:
         """Raises Absent, Exists, Invalid, Refused."""
@@ -180,6 +248,11 @@ class Library:
         file = await self.blobs.add(path, ours=path.is_relative_to(self._root))
         return msgspec.structs.replace(file, format=format, virtual_size=virtual)
 
+    async def _give_up(self, kept: Mapping[str, File]) -> None:
+        await self._release(kept)
+        with contextlib.suppress(AtollError):  # the first error is the story
+            await self.prune()
+
     async def _release(self, kept: Mapping[str, File]) -> None:
         async with self._releasing:
             self.blobs.release(*(file.digest for file in kept.values()))
@@ -188,10 +261,11 @@ class Library:
         """Its virtual size. A disk that names other files would read whatever of this host it names."""
         if format not in FORMATS:
             raise Invalid(f"an image's disk is {' or '.join(sorted(FORMATS))}, not {format}")
-        info = await disks.info(path, format)
-        if other := info.backing or info.outside:
-            raise Invalid(f"the disk of an image must stand alone: this one needs {other}")
-        return info.virtual_size
+        return (await files.in_thread(_inspected, path, format)).virtual_size
+
+
+def _inspected(path: Path, format: str) -> Facts:
+    return inspect(path, said=format)
 
 
 def _make_folders(*paths: Path) -> None:

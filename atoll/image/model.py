@@ -25,19 +25,21 @@ class File(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What an image is. Its canonical JSON's sha256 is the image's digest.
 
-    `files`: by role: `disk`, or `iso`; `kernel` and `initrd` where it boots directly. `cmdline`: the image's own
-    part of the kernel line. `agent`: whether a QEMU guest agent answers in it. `firmware`: what its own bootloader
-    needs: "bios", "uefi" or "any"; "" where it boots only directly, by kernel and initrd.
+    `kind`: "disk", or "iso": a disc to install from, which no instance's disk can be a clone of. `files`: by role:
+    `disk` or `iso`; `kernel` and `initrd` where it boots directly. `firmware`: what its own bootloader needs,
+    "bios", "uefi" or "any"; "" where it boots directly. `cmdline`: the image's own part of the kernel line.
+    `agent`: whether a QEMU guest agent answers in it.
     """
 
     arch: str
     files: dict[str, File]
+    kind: str = "disk"
+    firmware: str = ""
     cmdline: str = ""
     machine: str = "auto"
     agent: bool = False
     min_memory: Bytes = Bytes(0)
     source: str = ""
-    firmware: str = ""
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):

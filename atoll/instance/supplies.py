@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from atoll.base import clock
-from atoll.base.errors import Absent, AtollError, Refused
+from atoll.base.errors import Absent, AtollError, Invalid, Refused
 from atoll.base.ids import Bytes, Digest, HostId, NetworkId, PortId, VolumeId, new_uuid
 from atoll.image.book import ImageBook, ImageView
 from atoll.image.library import Library
@@ -73,13 +73,20 @@ class Supplies:
     boots: Boots
 
     async def find(self, project: str, spec: InstanceSpec, volumes: Iterable[DiskUse] = ()) -> Sources:
-        """Raises Absent with what may have been meant, Refused (a volume that another has), and what a pool out of
-        reach raises."""
+        """Raises Absent with what may have been meant, Invalid where the image is a disc, Refused (a volume that
+        another has), and what a pool out of reach raises."""
+        found = await self.images.find(project, spec.image) if spec.image else None
+        if found and "disk" not in found.image.manifest.files:
+            raise Invalid(
+                f"image {found.image.name} is an ISO image: no disk can be made of it",
+                hint=f"install from it: --cdrom {found.image.name}",
+                field="spec.image",
+            )
         pool = await self.storage.find(project, spec.root.pool)
         check_ready(pool.pool)
         await self.pools.capacity(pool.pool)  # one out of reach is found out before anything is claimed
         return Sources(
-            await self.images.find(project, spec.image) if spec.image else None,
+            found,
             pool,
             tuple([await self.networks.get(project, nic.network) for nic in spec.nics]),
             await self.images.find(project, spec.cdrom) if spec.cdrom else None,

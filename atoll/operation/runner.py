@@ -248,14 +248,15 @@ class Operations:
 
     async def close(self, grace: float = 10.0) -> None:
         """Let running operations end; after `grace` seconds cancel those that can be taken back, and leave those
-        that can only be finished to the next daemon, as if this one had been killed."""
-        tasks = [work.task for work in self._works.values() if work.task is not None]
+        that are finished or resumed to the next daemon, as if this one had been killed."""
+        works = [work for work in self._works.values() if work.rule is not Recovery.RESUME]
+        tasks = [work.task for work in works if work.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
         self._closing = True
         late = list(self._works.values())
         for work in late:
-            work.left = work.rule is Recovery.FINISH
+            work.left = work.rule is not Recovery.TAKE_BACK
             if work.task is not None:
                 work.task.cancel()
         await asyncio.gather(*(work.task for work in late if work.task is not None), return_exceptions=True)
@@ -284,12 +285,13 @@ class Operations:
             operation, steps=tuple(StepDone(note.step, operation.created) for note in notes)
         )
         work.about(id=next((note.about for note in reversed(notes) if note.about), ""))
-        if notes and work.rule is Recovery.FINISH:
+        if notes and work.rule is not Recovery.TAKE_BACK:
             log.info("finishing %s of %s from step %s", verb.name, operation.subject.name, work.resumed)
             args = msgspec.json.decode(operation.request, type=verb.args)
             self._begin(work, args)
             assert work.task is not None
-            await asyncio.wait([work.task], timeout=PATIENCE)
+            if work.rule is Recovery.FINISH:
+                await asyncio.wait([work.task], timeout=PATIENCE)
             return work.operation
         log.info("taking back %s of %s", verb.name, operation.subject.name)
         left = await self._take_back(notes)

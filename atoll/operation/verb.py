@@ -16,6 +16,8 @@ class Recovery(StrEnum):
 
     TAKE_BACK = "take-back"
     FINISH = "finish"
+    RESUME = "resume"
+    """Finished, too, beside what the next daemon does meanwhile: it takes long. It may still be cancelled."""
 
 
 class UndoStep(msgspec.Struct, frozen=True):
@@ -51,8 +53,8 @@ class Work(Protocol):
 class Verb(Protocol):
     """One use case. `steps` is its recovery table, in order; `args` is what the API takes, stored with the audit.
 
-    `run` may be called again with the same arguments after a crash at a FINISH step, with `work.resumed` naming
-    that step; it then goes on from there.
+    `run` may be called again with the same arguments after a crash at a FINISH or RESUME step, with `work.resumed`
+    naming that step; it then goes on from there.
     """
 
     @property

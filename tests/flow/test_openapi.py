@@ -39,6 +39,8 @@ CALLS: dict[str, dict[str, Any]] = {
     "instance_pull": {"params": {"path": "/a"}},
     "image_build": {"json": {"recipe": "tiny"}},
     "image_prune": {"params": {"unused": "true"}},
+    "image_import": {"json": {"url": "https://example.org/disk.qcow2"}},
+    "image_send": {"params": {"replace": "true"}, "content": b"an image"},
     "image_rename": {"json": {"to": "small"}},
     "instance_shell": {"expect": 405},
     "volume_create": {"json": {"name": "data", "size": 1 << 30, "format": "raw"}},

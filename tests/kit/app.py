@@ -16,6 +16,7 @@ from atoll.base.errors import Absent, Conflict, Exists, Refused
 from atoll.base.ids import Bytes, Generation, HostId, InstanceId, VolumeId, new_uuid
 from atoll.client.wire import RecipeView
 from atoll.image.args import BuildArgs, ImageArgs, PruneArgs, RenameImageArgs
+from atoll.image.imports import ImportArgs
 from atoll.instance.admission import HostMemory
 from atoll.instance.book import InstanceBook, InstanceView
 from atoll.instance.engine import EngineTraits, Furnish, GuestEvent, Observed, Outcome, Stats
@@ -285,6 +286,7 @@ class FakeVerbs:
             ("volume.rename", RenameVolumeArgs, self.pools.rename_volume),
             ("pool.create", CreatePoolArgs, self.pools.change_pool),
             ("pool.delete", PoolArgs, self.pools.change_pool),
+            ("image.import", ImportArgs, self.images.bring),
         ]
         return [Pretend(name, args, act, self.pace) for name, args, act in table]
 

@@ -1,6 +1,7 @@
 """Images, networks, pools and a host that are a few records in memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ from atoll.base import clock
 from atoll.base.errors import Absent, Exists
 from atoll.base.ids import Bytes, Digest, NetworkId, PoolId, VolumeId
 from atoll.image.args import BuildArgs, ImageArgs, PruneArgs, RenameImageArgs
+from atoll.image.book import taken
+from atoll.image.imports import ImportArgs
 from atoll.image.model import File, Image, Manifest
+from atoll.image.staging import Upload
 from atoll.instance.verbs.args import AttachVolumeArgs
 from atoll.network.model import Network, Port
 from atoll.storage.args import (
@@ -33,6 +37,7 @@ GIB = 1 << 30
 class FakeImages:
     def __init__(self) -> None:
         self.known: dict[tuple[str, str], Image] = {}
+        self.sent: dict[str, bytes] = {}
 
     async def list(self, project: str) -> Sequence[Image]:
         return [image for (of, _), image in sorted(self.known.items()) if of == project]
@@ -41,6 +46,33 @@ class FakeImages:
         if (project, name) not in self.known:
             raise Absent(f"there is no image {name}", hint="atoll image list")
         return self.known[project, name]
+
+    async def check_free(self, project: str, name: str, *, replace: bool) -> None:
+        if not replace and (project, name) in self.known:
+            raise taken(name)
+
+    async def receive(self, chunks: AsyncIterator[bytes], length: int | None) -> Upload:
+        content = b"".join([chunk async for chunk in chunks])
+        self.sent[f".up-{len(self.sent)}"] = content
+        return Upload(f".up-{len(self.sent) - 1}", Digest(f"sha256:{sha256(content).hexdigest()}"), len(content))
+
+    def drop(self, upload: Upload) -> None:
+        self.sent.pop(upload.name, None)
+
+    async def content(self, project: str, ref: str, role: str = "") -> tuple[File, AsyncIterator[bytes]]:
+        file = (await self.get(project, ref)).manifest.files.get(role or "disk")
+        if file is None:
+            raise Absent(f"image {ref} has no {role}")
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for _ in range(file.size // 65536):
+                yield bytes(65536)
+
+        return file, chunks()
+
+    async def bring(self, args: ImportArgs) -> None:
+        await self.check_free(args.project, args.name, replace=args.replace)
+        await self.build(BuildArgs(project=args.project, name=args.name, recipe="tiny"))
 
     async def build(self, args: BuildArgs) -> None:
         manifest = Manifest(arch="x86_64", files={"disk": File(DIGEST, Bytes(1 << 20), "qcow2")}, agent=True)

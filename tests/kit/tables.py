@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import atoll.image.imports
 import atoll.image.verbs
 import atoll.storage.verbs.pools
 import atoll.storage.verbs.volumes
@@ -17,7 +18,8 @@ from atoll.operation.verb import Recovery
 
 DOCS = Path(__file__).parents[2] / "docs"
 VERBS = (
-    launch, power, change, delete, disks, atoll.image.verbs, atoll.storage.verbs.volumes, atoll.storage.verbs.pools,
+    launch, power, change, delete, disks, atoll.image.verbs, atoll.image.imports,
+    atoll.storage.verbs.volumes, atoll.storage.verbs.pools,
 )  # fmt: skip
 
 
@@ -44,7 +46,13 @@ def recovery() -> str:
             steps = [f"`{step}`" for step, of in verb.steps.items() if of is rule]
             parts.append(", ".join(steps))
         rows.append(f"| `{verb.name}` | {' | '.join(parts)} |")
-    return "\n".join(["| verb | taken back at | finished from |", "| --- | --- | --- |", *sorted(rows)])
+    return "\n".join(
+        [
+            "| verb | taken back at | finished from | resumed, while the daemon does other things |",
+            "| --- | --- | --- | --- |",
+            *sorted(rows),
+        ]
+    )
 
 
 TABLES = {"instance.md": {"states": states}, "operation.md": {"recovery": recovery}}

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from atoll.image.imports import ImportImage
 from atoll.image.verbs import Build, DeleteImage, PruneImages, RenameImage
 from atoll.instance.verbs.change import Rename, Set
 from atoll.instance.verbs.delete import Delete
@@ -17,6 +18,7 @@ from atoll.instance.verbs.launch import Launch
 from atoll.instance.verbs.power import Pause, Restart, Resume, Revive, Start, Stop
 from atoll.operation.verb import Recovery
 from tests.kit.daemon import INSTANCES, MIB, SMALL, Daemon, daemon, until
+from tests.kit.mirror import mirror
 
 IMAGES = "/v1/projects/default/images"
 AT_ONCE = {"grace": 0}
@@ -60,6 +62,7 @@ TABLE = [pytest.param(case, *at, id="-".join((case.verb.name, *at))) for case in
 def world(base: Path) -> Iterator[Daemon]:
     """One host for the whole table, in which a network has been up."""
     with daemon(base) as made:
+        (made.state / "atoll.toml").write_text('[images]\nprivate = ["127.0.0.0/8"]\n')
         made.start()
         made.launch("first")
         made.delete("first")
@@ -80,7 +83,7 @@ def expected(case: Case, step: str, moment: str) -> str:
     """By the verb's table: the last journalled step says whether it is finished or taken back."""
     steps = list(case.verb.steps)
     journalled = steps[: steps.index(step) + (moment == "journalled")] if step else steps
-    if journalled and case.verb.steps[journalled[-1]] is Recovery.FINISH:
+    if journalled and case.verb.steps[journalled[-1]] is not Recovery.TAKE_BACK:
         return case.done
     if (case.verb.name, step) == ("instance.delete", "remove"):
         return "stopped"  # as it was, but for its guest, which had ended by then
@@ -157,19 +160,35 @@ def consistent(atoll: Daemon, same: int) -> None:
     assert not same or list(atoll.qemus()) == [same]
 
 
+FROM_URL = "a URL"
+"""Stands for a body with the address of the test's own web server."""
+DISK = bytes(510) + b"\x55\xaa" + os.urandom(MIB)
+
 IMAGE_CASES = (
     Case(Build, "absent", "other", "POST", IMAGES, {"recipe": "tiny", "name": "other"}),
     Case(RenameImage, "other", "third", "POST", f"{IMAGES}/other/rename", {"to": "third"}),
     Case(DeleteImage, "other", "absent", "DELETE", f"{IMAGES}/other"),
     Case(PruneImages, "other", "other", "DELETE", f"{IMAGES}?unused=true"),
+    Case(ImportImage, "absent", "other", "POST", f"{IMAGES}/other/import", FROM_URL),
+    Case(ImportImage, "absent", "other", "PUT", f"{IMAGES}/other/content", DISK),
 )
 IMAGE_TABLE = [
-    pytest.param(case, *at, id="-".join((case.verb.name, *at))) for case in IMAGE_CASES for at in moments(case.verb)
+    pytest.param(case, *at, id="-".join((case.verb.name, case.method, *at)))
+    for case in IMAGE_CASES
+    for at in moments(case.verb)
 ]
 
 
+@pytest.fixture(scope="module")
+def url(world: Daemon) -> Iterator[str]:
+    with mirror(DISK, world.net) as made:
+        yield f"{made.url}/file"
+
+
 @pytest.mark.parametrize(("case", "step", "moment"), IMAGE_TABLE)
-def test_killed_there_the_next_daemon_settles_the_image(atoll: Daemon, case: Case, step: str, moment: str) -> None:
+def test_killed_there_the_next_daemon_settles_the_image(
+    atoll: Daemon, url: str, case: Case, step: str, moment: str
+) -> None:
     def names() -> set[str]:
         return {image["name"] for image in atoll.http("GET", IMAGES).json}
 
@@ -180,7 +199,7 @@ def test_killed_there_the_next_daemon_settles_the_image(atoll: Daemon, case: Cas
     if case.before != "absent" and case.before not in names():
         atoll.do("POST", IMAGES, {"recipe": "tiny", "name": "other"})
     atoll.crash_at(f"{case.verb.name}/{step}/{moment}")
-    go(atoll, case)
+    go(atoll, case._replace(body={"url": url}) if case.body is FROM_URL else case)
     atoll.wait_dead()
     atoll.start()
     recovered(atoll)

@@ -1,6 +1,7 @@
 """A full host: guests wait and go on, launches are refused, and what was recorded stays."""
 
 import contextlib
+import gzip
 import os
 import shutil
 import subprocess
@@ -98,3 +99,23 @@ def test_launches_without_room_are_refused_and_nothing_is_lost(atoll: Daemon) ->
     atoll.launch("web", memory=SMALL)
     atoll.ready("web")
     atoll.delete("web", "kept")
+
+
+def test_an_import_without_room_is_refused_and_leaves_nothing(atoll: Daemon, tmp_path: Path) -> None:
+    before = content(atoll)
+    large = tmp_path / "large"
+    large.write_bytes(bytes(510) + b"\x55\xaa" + b"x" * (ROOM + 16 * MIB))
+    packed = tmp_path / "packed.gz"
+    packed.write_bytes(gzip.compress(large.read_bytes(), 1))
+    announced = atoll.atoll("image", "import", str(large), "--name", "big", check=False)
+    unannounced = atoll.atoll("image", "import", "-", "--name", "big", input=large.read_bytes(), check=False)
+    unpacked = atoll.atoll("image", "import", str(packed), "--name", "big", check=False)
+    for ran in (announced, unannounced, unpacked):
+        assert ran.code == 9, ran
+        assert "room" in ran.err
+    assert content(atoll) == before
+    assert [image["name"] for image in atoll.http("GET", "/v1/projects/default/images").json] == ["tiny"]
+
+
+def content(atoll: Daemon) -> list[str]:
+    return sorted(str(path) for path in (atoll.state / "images").rglob("*") if path.is_file())

@@ -18,6 +18,7 @@ from atoll.base.errors import Absent, Broken, Exhausted, Exists, Invalid, Refuse
 from atoll.base.ids import Bytes, PoolId, VolumeId
 from atoll.base.units import MiB, show_size
 from atoll.host import disks, extents, files
+from atoll.storage.layers import read_layers
 from atoll.storage.model import Attachment, Capacity, Layer, PoolTraits, Usage, VolumeFormat, VolumeSpec
 
 MARKER = ".atoll-pool"
@@ -29,6 +30,8 @@ _SUFFIXES: Mapping[VolumeFormat, str] = {"thin": ".qcow2", "full": ".full", "raw
 _FORMATS = {suffix: format for format, suffix in _SUFFIXES.items()}
 _NEW = re.compile(r"\..*\.new\Z")
 SECTOR = 512
+_IMAGES = "images"
+"""Of the state directory: what volumes are clones of."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\Z")
 _HEADER = struct.Struct(">4sIQIIQ")
 """qcow2: magic, version, backing file's offset and length, cluster bits, virtual size (docs/interop/qcow2.txt)."""
@@ -222,11 +225,11 @@ class DirPool:
         if _driver(path) == "raw":  # whatever a guest wrote to its beginning
             return _attachment(_own(path))
         try:
-            layers = await disks.chain(path, "qcow2")
+            layers = await files.in_thread(read_layers, path, "qcow2", self._grounds)
         except Absent as error:
             self._present(volume)  # otherwise what is absent is a layer below it
             raise Broken(f"volume {volume} of pool {self.name} lacks a layer below it: {error.message}") from error
-        return _attachment(*(Layer(layer.path, layer.format) for layer in layers))
+        return _attachment(*layers)
 
     def _backing(self, spec: VolumeSpec) -> tuple[str, str]:
         """How the volume names the layer below it, and that layer's format."""
@@ -238,6 +241,11 @@ class DirPool:
         if self._home is not None and base.is_relative_to(self._home) and self._root.is_relative_to(self._home):
             return os.path.relpath(base.resolve(), self._folder.resolve()), spec.base[0].format
         return str(base), spec.base[0].format
+
+    @property
+    def _grounds(self) -> tuple[Path, ...]:
+        """Where the layers below a volume may lie."""
+        return (self._folder, self._home / _IMAGES) if self._home is not None else ()
 
     @property
     def _folder(self) -> Path:
