@@ -23,7 +23,7 @@ from atoll.network.dnsmasq import arguments
 from atoll.network.drivers.bridge import BridgeNetwork
 from atoll.network.model import Network, Port
 from atoll.network.naming import run_directory
-from atoll.network.rules import nat_rules
+from atoll.network.rules import host_rules
 from bench.report import Row, row, text
 from tests.kit.netns import namespace
 
@@ -104,7 +104,7 @@ def raw(count: int) -> list[Row]:
             made.append(f"addr add {record.gateways[0]}/24 dev {link}")
             made.append(f"addr add {record.gateways[1]}/64 dev {link} nodad")
             rules += [{"add": {"table": {"family": "inet", "name": link}}}]
-            rules += nat_rules(link, link, record.subnets, record.gateways)[0]
+            rules += host_rules(link, link, record.subnets, record.gateways)[0]
             directory = scratch / link
             for part in ("dhcp", "names"):
                 (directory / part).mkdir(parents=True)

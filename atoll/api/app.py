@@ -14,7 +14,7 @@ from atoll.api.access import caller, guard
 from atoll.api.door import Door
 from atoll.api.openapi import describe
 from atoll.api.route import Call, Reply, Route, Routes, litestar_path, raw
-from atoll.api.routes import guests, instances, operations, resources, root
+from atoll.api.routes import guests, instances, networks, operations, resources, root
 from atoll.api.services import Services
 from atoll.base.errors import AtollError, Bug
 from atoll.client.wire import MAX_BODY
@@ -42,6 +42,7 @@ def all_routes(version: str) -> list[Route]:
         *instances.routes,
         *guests.routes,
         *resources.routes,
+        *networks.routes,
     ]
     return found
 

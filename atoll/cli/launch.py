@@ -16,6 +16,7 @@ from atoll.cli.completing import launchable, networks
 from atoll.cli.context import run
 from atoll.cli.errors import plain
 from atoll.cli.listing import planned
+from atoll.cli.nicspec import parse_forward, parse_nic
 from atoll.cli.progress import Waiting
 from atoll.cli.settings import Settings
 
@@ -42,6 +43,7 @@ ALIASES = {"disk": "root.size", "pool": "root.pool", "network": "nics"}
         "atoll launch tiny web -c 2 -m 1GiB --disk 10GiB",
         "atoll launch tiny db --set restart=always --set labels.role=db --set limits.cpu=1.5",
         "atoll launch tiny probe --machine microvm --no-wait",
+        "atoll launch tiny www --port 8080:80 --nic network=lan,address=10.1.2.30,group=web,up=100Mbit",
     ],
 )
 @click.argument("image", shell_complete=launchable)
@@ -51,6 +53,12 @@ ALIASES = {"disk": "root.size", "pool": "root.pool", "network": "nics"}
 @click.option("--disk", metavar="SIZE", help="Size of its disk (as the image's).")
 @click.option(
     "--network", "nets", multiple=True, metavar="N", shell_complete=networks, help="Network of a NIC. Repeatable."
+)
+@click.option(
+    "--nic", "nics", multiple=True, metavar="K=V,...", help="A NIC with settings, see atoll nic add. Repeatable."
+)
+@click.option(
+    "--port", "ports", multiple=True, metavar="HOST:GUEST", help="Lead a port of the host to it. Repeatable."
 )
 @click.option("--set", "pairs", multiple=True, metavar="K=V", help="Any other setting, see below. Repeatable.")
 @click.option("--machine", metavar="TYPE", help="auto, q35, pc or microvm.")
@@ -103,6 +111,11 @@ def spec_of(image: str, options: dict[str, Any]) -> "InstanceSpec":
     wanted = keys.parse([*pairs, *options["pairs"]], InstanceSpec, aliases=ALIASES, elsewhere=ELSEWHERE)
     if options["nets"]:
         wanted["nics"] = [{"network": net} for net in options["nets"]]
+    if options["nics"]:
+        wanted["nics"] = wanted.get("nics", []) + [parse_nic(text) for text in options["nics"]]
+    if options["ports"]:
+        first, *rest = wanted.get("nics") or [{}]
+        wanted["nics"] = [{**first, "forwards": [parse_forward(text) for text in options["ports"]]}, *rest]
     if options["forkable"]:
         wanted["forkable"] = True
     try:

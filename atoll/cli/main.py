@@ -40,7 +40,8 @@ SECTIONS = {
     },
     "Images, networks, storage": {
         "image": Entry("atoll.cli.image:image", "Build, list and remove images"),
-        "network": Entry("atoll.cli.resources:network", "List networks"),
+        "network": Entry("atoll.cli.network:network", "Networks, port forwards, security groups"),
+        "nic": Entry("atoll.cli.nic:nic", "NICs of instances: add, remove, change"),
         "pool": Entry("atoll.cli.resources:pool", "List storage pools"),
         "volume": Entry("atoll.cli.resources:volume", "List volumes"),
     },

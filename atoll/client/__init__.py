@@ -4,27 +4,47 @@ from atoll.client.client import Client
 from atoll.client.console import Console
 from atoll.client.endpoint import Endpoint
 from atoll.client.problems import NotRunning
-from atoll.client.wire import HostView, NetworkView, NewToken, PoolView, Pushed, RecipeView, Token
+from atoll.client.wire import (
+    GroupView,
+    HostView,
+    NetworkBody,
+    NetworkView,
+    NewToken,
+    PoolView,
+    Pushed,
+    RecipeView,
+    Token,
+)
 from atoll.image.model import Image
 from atoll.instance.book import InstanceView
 from atoll.instance.engine import Outcome, Stats
 from atoll.instance.model import InstanceSpec, NicSpec, State
-from atoll.instance.verbs.args import Changes
+from atoll.instance.verbs.args import Changes, HostPort, NicChanges
+from atoll.network.groups import GroupRule
+from atoll.network.model import Bandwidth, Forward, Mode
 from atoll.operation.model import News, Operation, OperationStatus, Progress
 from atoll.storage.model import Volume
 
 __all__ = [
+    "Bandwidth",
     "Changes",
     "Client",
     "Console",
     "Endpoint",
+    "Forward",
+    "GroupRule",
+    "GroupView",
+    "HostPort",
     "HostView",
     "Image",
     "InstanceSpec",
     "InstanceView",
+    "Mode",
+    "NetworkBody",
     "NetworkView",
     "NewToken",
     "News",
+    "NicChanges",
     "NicSpec",
     "NotRunning",
     "Operation",

@@ -15,7 +15,7 @@ from atoll.client.wire import RecipeView
 from atoll.daemon import identity
 from atoll.daemon.config import Config
 from atoll.daemon.host import HostView, Kernels
-from atoll.daemon.networks import NetworkList, Realised
+from atoll.daemon.networks import GroupList, NetworkList, Realised
 from atoll.daemon.paths import Paths
 from atoll.host import cgroups, scopes
 from atoll.host.links import routes
@@ -38,10 +38,14 @@ from atoll.instance.undoers import undoers
 from atoll.instance.verbs.change import Rename, Set
 from atoll.instance.verbs.delete import Delete
 from atoll.instance.verbs.launch import Launch
+from atoll.instance.verbs.nic import AddNic, RemoveNic, SetNic
 from atoll.instance.verbs.power import Pause, Restart, Resume, Revive, Start, Stop
 from atoll.network.book import NetworkBook
+from atoll.network.enforce import Enforcer
+from atoll.network.groupbook import GroupBook
 from atoll.network.naming import run_directory
-from atoll.network.registry import Site
+from atoll.network.registry import BY_MODE, Site
+from atoll.network.verbs import ChangeGroup, CreateGroup, CreateNetwork, DeleteGroup, DeleteNetwork, Wires
 from atoll.operation.book import OperationBook
 from atoll.operation.events import Events
 from atoll.operation.journal import Journal
@@ -101,9 +105,8 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
         pools = Pools(storage, host=me.id, home=paths.state)
         await storage.ensure_default()
         await pools.open()
-        realised = Realised(Site(me.tag, run_directory(me.tag), local))
-        await _default_network(networks)
-        await realised.withdraw(keep=[network.id for network in await networks.all()])
+        realised = await _networks(networks, Site(me.tag, run_directory(me.tag), local))
+        held.push_async_callback(realised.site.proxies.close)
 
         kernels = Kernels(library)
         probe = kernels.probe = AccelProbe(paths.state / "accel.json", kernels)
@@ -111,13 +114,13 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
         await kernels.changed()
         engine = _engine(paths, me.tag, probe)
         held.push_async_callback(engine.close)
-        supplies = Supplies(
-            shared, images, library, storage, pools, networks, realised.driver, me.id, asyncio.Lock()
-        )
+        wires = _wires(networks, GroupBook(shared), realised)
+        nouns = (shared, images, library, storage, pools, networks, realised.driver, me.id)
+        supplies = Supplies(*nouns, wires.raising, wires.groups, wires.enforcer)
         uids = Uids(local, me.tag) if os.geteuid() == 0 else None
         memory = MemoryNow(parse_size(config.limits.memory_reserve), config.limits.memory_overcommit)
         here = Here(me.id, InstanceBook(shared), {Kind.VM: engine}, supplies, uids, memory, events)
-        _teach(operations, here, library, kernels)
+        _teach(operations, here, library, kernels, wires)
         catalog = await held.enter_async_context(Catalog(shared))
         keeper = Keeper(here, operations)
         held.push_async_callback(operations.close)  # before the engine lets go: what runs still needs it
@@ -130,7 +133,8 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
             instances=catalog,
             engines=here.engines,
             images=library,
-            networks=NetworkList(networks),
+            networks=NetworkList(networks, realised),
+            groups=GroupList(wires.groups, wires.enforcer),
             pools=pools,
             tokens=TokenBook(shared),
             host=HostView(paths.state, probe),
@@ -146,7 +150,13 @@ def about(recipe: Recipe) -> str:
     return (getattr(sys.modules[recipe.__module__], "__doc__", "") or "").strip().partition("\n")[0]
 
 
-def _teach(operations: Operations, here: Here, library: Library, kernels: Kernels) -> None:
+def _wires(networks: NetworkBook, groups: GroupBook, realised: Realised) -> Wires:
+    drivers = BY_MODE if os.geteuid() == 0 else {}
+    enforcer = Enforcer(networks, groups, realised.driver)
+    return Wires(networks, groups, enforcer, realised.driver, realised.forget, routes, drivers, asyncio.Lock())
+
+
+def _teach(operations: Operations, here: Here, library: Library, kernels: Kernels, wires: Wires) -> None:
     operations.know(
         Launch(here),
         Start(here),
@@ -158,7 +168,13 @@ def _teach(operations: Operations, here: Here, library: Library, kernels: Kernel
         Delete(here),
         Set(here),
         Rename(here),
+        AddNic(here),
+        RemoveNic(here),
+        SetNic(here),
         undoers=undoers(here),
+    )
+    operations.know(
+        CreateNetwork(wires), DeleteNetwork(wires), CreateGroup(wires), ChangeGroup(wires), DeleteGroup(wires)
     )
     operations.know(
         Build(library, kernels.changed),
@@ -199,6 +215,14 @@ async def started(local: Store) -> tuple[int, bool]:
 async def boot_done(local: Store) -> None:
     """What was to be started with the host has been."""
     await local.commit(Txn(put={BOOT: identity.boot_id().encode()}))
+
+
+async def _networks(networks: NetworkBook, site: Site) -> Realised:
+    """With the default network on record, and nothing on the host of networks that have no record."""
+    await _default_network(networks)
+    realised = Realised(site)
+    await realised.withdraw(keep=[network.id for network in await networks.all()])
+    return realised
 
 
 async def _default_network(networks: NetworkBook) -> None:

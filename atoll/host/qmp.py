@@ -77,6 +77,14 @@ class Qmp:
         except (QMPError, OSError, EOFError, asyncio.InvalidStateError) as error:
             raise Unreachable(f"{self._name}: QEMU hung up during {command}") from error
 
+    async def send_fd(self, name: str, fd: int) -> None:
+        """Let QEMU have a descriptor of ours under `name`. Raises Broken, Unreachable."""
+        try:
+            self._client.send_fd_scm(fd)
+        except (QMPError, OSError, ValueError) as error:
+            raise Broken(f"{self._name}: QEMU took no descriptor: {error}") from error
+        await self.execute("getfd", {"fdname": name})
+
     async def _watch(self) -> None:
         while self._client.runstate.name == "RUNNING":
             await self._client.runstate_changed()

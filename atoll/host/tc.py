@@ -1,6 +1,5 @@
 """The one door to traffic control: `tc`, which pyroute2 covers only in parts."""
 
-import json
 from collections.abc import Sequence
 
 from atoll.base.errors import Broken, Lacking
@@ -15,7 +14,9 @@ async def batch(lines: Sequence[str], *, forgiving: bool = False) -> None:
     if not lines:
         return
     force = ["-force"] if forgiving else []
-    done = await run(["tc", *force, "-batch", "-"], input="".join(f"{line}\n" for line in lines).encode(), check=False)
+    done = await run(
+        ["tc", *force, "-batch", "-"], input="".join(f"{line}\n" for line in lines).encode(), check=False
+    )
     if done.code == 0 or forgiving:
         return
     said = " ".join(done.stderr.decode(errors="replace").split())[:300]
@@ -23,15 +24,13 @@ async def batch(lines: Sequence[str], *, forgiving: bool = False) -> None:
         raise Lacking("limiting bandwidth needs CAP_NET_ADMIN", hint="run the daemon as root")
     if "not found" in said or "Unknown" in said or "Failed to load" in said:
         raise Lacking(
-            f"this kernel cannot limit bandwidth so: {said}", hint="modprobe ifb sch_htb sch_ingress cls_u32 act_mirred"
+            f"this kernel cannot limit bandwidth so: {said}",
+            hint="modprobe ifb sch_htb sch_ingress cls_u32 act_mirred",
         )
     raise Broken(f"the kernel refused to limit bandwidth: {said}")
 
 
-async def has_class(link: str, name: str) -> bool:
-    """Whether the link's queue has a class of that name ("1:5")."""
-    done = await run(["tc", "-j", "class", "show", "dev", link], check=False)
-    try:
-        return any(each.get("handle") == name for each in json.loads(done.stdout or b"[]"))
-    except ValueError:
-        return False
+async def leads(link: str, side: str, to: str) -> bool:
+    """Whether what passes the link's `side` (ingress, egress) is led to the link `to`."""
+    done = await run(["tc", "-j", "filter", "show", "dev", link, side], check=False)
+    return f'"to_dev":"{to}"' in done.text

@@ -11,6 +11,7 @@ from atoll.base.ids import InstanceId
 from atoll.base.names import did_you_mean
 from atoll.instance.model import Instance, InstanceStatus, Power
 from atoll.store.api import ABSENT, Entry, Key, Revision, Store, Txn, View, read_all
+from atoll.store.txn import merge
 
 DEFINITIONS = Key("/instances/")
 STATUSES = Key("/instance-status/")
@@ -126,6 +127,16 @@ class InstanceBook:
         key = definition(view.id)
         txn = Txn(expect={key: view.revision}, put={key: msgspec.json.encode(now)})
         return msgspec.structs.replace(view, instance=now, revision=await self._store.commit(txn))
+
+    async def write_with(self, view: InstanceView, now: Instance, claims: Txn) -> InstanceView:
+        """The definition and whatever it `claims` elsewhere in one commit. Raises Conflict where definition or
+        status moved since they were read, or a claim did."""
+        key = definition(view.id)
+        ours = Txn(
+            expect={key: view.revision, status(view.id): view.status_revision},
+            put={key: msgspec.json.encode(now)},
+        )
+        return msgspec.structs.replace(view, instance=now, revision=await self._store.commit(merge(ours, claims)))
 
     async def rename(self, view: InstanceView, to: str) -> InstanceView:
         """Raises Exists, Conflict."""

@@ -12,11 +12,14 @@ from atoll.base.ids import Bytes, Digest, HostId, NetworkId, PortId, VolumeId, n
 from atoll.image.book import ImageBook, ImageView
 from atoll.image.library import Library
 from atoll.image.model import Image, ImageUse
+from atoll.instance import nics
 from atoll.instance.admission import HOLDING
 from atoll.instance.book import InstanceView
-from atoll.instance.model import DirectBoot, DiskPlan, InstanceSpec, NicPlan
+from atoll.instance.model import DirectBoot, DiskPlan, InstanceSpec, Nic, NicPlan, NicSpec
 from atoll.network.book import NetworkBook
-from atoll.network.model import Network, Port
+from atoll.network.enforce import Enforcer
+from atoll.network.groupbook import GroupBook
+from atoll.network.model import Network, NetworkTraits, Plugged, Port, PortWish
 from atoll.network.network import NetworkDriver
 from atoll.storage.book import PoolView, StorageBook
 from atoll.storage.model import Pool, Volume, VolumeAttachment, VolumeSpec
@@ -34,6 +37,7 @@ class Sources:
     found: ImageView
     pool: PoolView
     networks: tuple[Network, ...]
+    wishes: tuple[tuple[PortWish, Txn], ...]
 
     @property
     def image(self) -> Image:
@@ -61,6 +65,8 @@ class Supplies:
     host: HostId
     raising: asyncio.Lock
     """Held while a network is brought up: two launches must not make one bridge twice."""
+    groups: GroupBook
+    enforcer: Enforcer
 
     async def find(self, project: str, spec: InstanceSpec) -> Sources:
         """Raises Absent with what may have been meant, and what a pool out of reach raises."""
@@ -69,8 +75,15 @@ class Supplies:
         return Sources(
             await self.images.find(project, spec.image),
             pool,
-            tuple([await self.networks.get(project, nic.network) for nic in spec.nics]),
+            tuple([await self.network(project, nic) for nic in spec.nics]),
+            tuple([await nics.wish(self.groups, project, nic) for nic in spec.nics]),
         )
+
+    async def network(self, project: str, nic: NicSpec) -> Network:
+        """The one that a NIC shall be on. Raises Absent, Invalid (it cannot give what is wanted)."""
+        record = await self.networks.get(project, nic.network)
+        nics.check(nic, record, (await self.realise(record)).traits)
+        return record
 
     async def plan(self, project: str, id: str, name: str, size: Bytes, sources: Sources) -> Plan:
         """Draw ids, addresses and claims. `size` of the root disk in bytes; 0: as the image's."""
@@ -90,10 +103,10 @@ class Supplies:
             self.images.claiming(sources.found, ImageUse(volume=volume.id, project=project, user=name)),
         ]
         ports = []
-        for network in sources.networks:
-            port, claim = await self.networks.plan_port(network, project=project, instance=id, name=name)
+        for network, (wish, expected) in zip(sources.networks, sources.wishes, strict=True):
+            port, claim = await self.networks.plan_port(network, project=project, instance=id, name=name, wish=wish)
             ports.append(port)
-            claims.append(claim)
+            claims += [claim, expected]
         return Plan(volume, tuple(ports), tuple(claims))
 
     async def claim(self, instance: Txn, plan: Plan) -> Revision:
@@ -102,15 +115,17 @@ class Supplies:
 
     async def release(self, view: InstanceView, instance: Callable[[], Awaitable[Txn]]) -> None:
         """Give back every record of it, with its own (`instance`), in one commit. What is gone is left out."""
-        disks, nics = view.instance.hardware.disks, view.instance.hardware.nics
+        disks, held = view.instance.hardware.disks, view.instance.hardware.nics
 
         async def make() -> tuple[None, Txn]:
             parts = [await instance(), await self.storage.releasing(view.project, [disk.volume for disk in disks])]
             parts += [self.images.releasing(view.instance.image, disk.volume) for disk in disks]
-            parts += [await self.networks.release_port(NetworkId(nic.network), nic.port) for nic in nics]
+            parts += [await self.networks.release_port(NetworkId(nic.network), nic.port) for nic in held]
             return None, merge(*parts)
 
+        ports = [await self.networks.port(NetworkId(nic.network), nic.port) for nic in held]
         await commit_afresh(self.store, make)
+        await self.enforcer.forgotten({group for port in ports if port for group in port.settings.groups})
 
     async def make_disks(self, view: InstanceView) -> None:
         """The root disk as a thin clone of the image. Raises Exhausted, Broken."""
@@ -148,15 +163,28 @@ class Supplies:
     async def plug(self, view: InstanceView, *, owner: int | None) -> tuple[NicPlan, ...]:
         """Every network up, every port ready. May be repeated: it mends what is missing."""
         plans = []
-        for nic in view.instance.hardware.nics:
-            driver = await self._driver(nic.network)
-            port = await self.networks.port(NetworkId(nic.network), nic.port)
-            if driver is None or port is None:
-                raise Absent(f"{view.name}: the record of its port on network {nic.network} is gone")
-            async with self.raising:
-                await driver.up()
-            plans.append(NicPlan(nic.mac, nic.slot, await driver.plug(port, owner=owner)))
+        for number, nic in enumerate(view.instance.hardware.nics):
+            plugged = await self.plug_port(view.name, nic, owner=owner)
+            spec = view.instance.spec.nics[number]
+            plans.append(NicPlan(nic.mac, nic.slot, plugged, spec.link))
         return tuple(plans)
+
+    async def plug_port(self, name: str, nic: Nic, *, owner: int | None) -> Plugged:
+        """One NIC of instance `name`: its network up, its groups in force, its port ready. Raises Absent."""
+        record = await self._network(nic.network)
+        port = await self.networks.port(NetworkId(nic.network), nic.port)
+        if record is None or port is None:
+            raise Absent(f"{name}: the record of its port on network {nic.network} is gone")
+        driver = await self.realise(record)
+        async with self.raising:
+            await driver.up()
+        await self.enforcer.prepare(record, port)
+        return await driver.plug(port, owner=owner)
+
+    async def traits(self, network: str) -> NetworkTraits | None:
+        """None where there is no such network."""
+        driver = await self._driver(network)
+        return driver.traits if driver else None
 
     async def unplug(self, view: InstanceView) -> None:
         for nic in view.instance.hardware.nics:

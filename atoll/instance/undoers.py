@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from atoll.base.errors import AtollError
 from atoll.instance.here import Here
 from atoll.instance.model import State
+from atoll.instance.verbs.nic import nic_undoers
 from atoll.operation.verb import Undoer
 
 
@@ -43,4 +44,5 @@ def undoers(here: Here) -> dict[str, Undoer]:
         "guest.end": end_guest,
         "port.unplug": unplug,
         "volume.delete": delete_volume,
+        **nic_undoers(here),
     }

@@ -1,12 +1,12 @@
-"""The filter on a network's own wire (nftables' bridge family), as pure functions: each guarded port sends under its
-own MAC and addresses, and a port in security groups sends and gets what they let pass.
+"""The filter on a network's own wire (nftables' bridge family), as pure functions: each guarded port sends under
+its own MAC and addresses, and a port in security groups sends and gets what they let pass.
 
 Every port has a chain for each, reached through a map by its link's name, so that a packet's way does not grow with
 the number of ports. A chain's name ends in a digest of its rules: from the maps alone one sees what is in force.
 
-A group is one pair of chains however many ports are in it, and a set of its members' addresses. What is under way is
-remembered in sets that the rules themselves fill: connection tracking of bridged frames is a module that not every
-kernel has. These forget a flow after an hour (TCP) or three minutes (UDP) of silence.
+A group is one pair of chains however many ports are in it, and a set of its members' addresses. What is under way
+is remembered in sets that the rules themselves fill: connection tracking of bridged frames is a module that not
+every kernel has. These forget a flow after an hour (TCP) or three minutes (UDP) of silence.
 """
 
 import hashlib
@@ -27,6 +27,7 @@ RETURN: Expression = {"return": None}
 _TCP, _UDP, _ICMP, _ICMPV6 = 6, 17, 1, 58
 _ADVERTISED = {"payload": {"base": "th", "offset": 64, "len": 128}}
 """The address that a neighbour advertisement is about (RFC 4861, 4.4): nftables 1.0 has no name for it."""
+_UNNAMED = "0.0.0.0"  # noqa: S104 - nothing is bound to it: who has no address yet has this one
 _ALWAYS_6 = [1, 2, 3, 4, 129, 130, 131, 132, 133, 134, 135, 136, 143]
 """Errors, echo answers, discovery and multicast listeners: IPv6 is none without them (RFC 4890)."""
 _ALWAYS_4 = [0, 3, 11, 12]
@@ -59,7 +60,9 @@ def contents(table: str, gateways: Sequence[str]) -> tuple[list[Command], str]:
         for name in ("udp", "tcp")
     ]
     made += _rules(table, "always_out", [*_always(), *to_dhcp, *dns, *_known("got")])
-    from_dhcp = [[is_(field("udp", "sport"), {"set": [67, 547]}), is_(field("udp", "dport"), {"set": [68, 546]}), ACCEPT]]
+    from_dhcp = [
+        [is_(field("udp", "sport"), {"set": [67, 547]}), is_(field("udp", "dport"), {"set": [68, 546]}), ACCEPT]
+    ]
     made += _rules(table, "always_in", [*_always(), *from_dhcp, *_known("sent")])
     mark = "mark_" + _digest(made)
     return [*made, {"add": {"set": {**_in(table), "name": mark, "type": "mark"}}}], mark
@@ -142,7 +145,7 @@ def _guard(port: Port, *, pinned: bool) -> Rules:
     ]
     if pinned:
         # A probe asks without an address whether one is free (RFC 5227).
-        rules.append([is_(field("arp", "saddr ip"), {"set": ["0.0.0.0", *fours]}, "!="), DROP])
+        rules.append([is_(field("arp", "saddr ip"), {"set": [_UNNAMED, *fours]}, "!="), DROP])
     rules += [
         [is_(field("ether", "type"), "arp"), RETURN],
         # VLAN tags and all that is neither: the rules below would not see what is in them.
@@ -154,12 +157,12 @@ def _guard(port: Port, *, pinned: bool) -> Rules:
         return [*rules, [RETURN]]
     own = [hex(int(IPv6Address(address))) for address in sixes]
     unnamed = [is_(field("ip6", "saddr"), "::"), is_(field("icmpv6", "type"), {"set": [133, 135, 143]})]
-    asking = [is_(field("ip", "saddr"), "0.0.0.0"), is_(field("udp", "dport"), 67)]
+    asking = [is_(field("ip", "saddr"), _UNNAMED), is_(field("udp", "dport"), 67)]
     return [
         *rules,
         [*asking, RETURN],
-        [is_(field("ip", "saddr"), {"set": ["0.0.0.0", *fours]}, "!="), DROP],
-        [is_(field("ip", "saddr"), "0.0.0.0"), DROP],
+        [is_(field("ip", "saddr"), {"set": [_UNNAMED, *fours]}, "!="), DROP],
+        [is_(field("ip", "saddr"), _UNNAMED), DROP],
         [*unnamed, RETURN],
         [is_(field("ip6", "saddr"), {"set": sixes}, "!="), DROP],
         [is_(field("icmpv6", "type"), 136), is_(_ADVERTISED, {"set": own}, "!="), DROP],
@@ -224,7 +227,7 @@ def _known(way: str) -> Rules:
 def _flows(table: str, name: str, version: int, lasts: int) -> Command:
     address = "ipv6_addr" if version == 6 else "ipv4_addr"
     kind = [address, address, "inet_service", "inet_service"]
-    about = {"flags": ["timeout", "dynamic"], "timeout": lasts, "size": _FLOWS}
+    about = {"flags": ["timeout"], "timeout": lasts, "size": _FLOWS}
     return {"add": {"set": {**_in(table), "name": name, "type": kind, **about}}}
 
 

@@ -28,7 +28,9 @@ def device_lines(link: str, bandwidth: int) -> list[str]:
     ]
 
 
-def port_lines(meter: str, tap: str, way: str, number: int, mac: str, wanted: Bandwidth, bandwidth: int) -> list[str]:
+def port_lines(
+    meter: str, tap: str, way: str, number: int, mac: str, wanted: Bandwidth, bandwidth: int
+) -> list[str]:
     """Lead the port's traffic of one way through its class."""
     most = bandwidth or _UNBOUND
     ceiling = min(wanted.ceiling or most, most)

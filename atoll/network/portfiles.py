@@ -2,6 +2,7 @@
 not there when they were plugged knows of them."""
 
 import contextlib
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -29,7 +30,9 @@ class PortFiles:
         with contextlib.suppress(FileNotFoundError):
             for file in self._directory.iterdir():
                 if not file.name.startswith("."):
-                    with contextlib.suppress(OSError, msgspec.MsgspecError):  # removed meanwhile, or another Atoll's
+                    with contextlib.suppress(
+                        OSError, msgspec.MsgspecError
+                    ):  # removed meanwhile, or another Atoll's
                         placed = msgspec.json.decode(file.read_bytes(), type=PlacedPort)
                         found[placed.port.id] = placed
         return found
@@ -49,3 +52,9 @@ class PortFiles:
 
     def remove(self, id: PortId) -> None:
         (self._directory / id).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Of all ports; the directory goes where nothing else is in it."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._directory.parent.rmdir()

@@ -61,7 +61,11 @@ def _forward(bridge: str, mode: Mode) -> Rules:
     # Between ports of the bridge: seen here where bridge-nf-call-iptables is on.
     found: Rules = [("forward", [link("iifname", bridge), link("oifname", bridge), ACCEPT])]
     if mode is Mode.ISOLATED:
-        return [*found, ("forward", [link("oifname", bridge), REFUSE]), ("forward", [link("iifname", bridge), REFUSE])]
+        return [
+            *found,
+            ("forward", [link("oifname", bridge), REFUSE]),
+            ("forward", [link("iifname", bridge), REFUSE]),
+        ]
     if mode is Mode.ROUTED:
         return found
     forwarded = is_({"ct": {"key": "status"}}, "dnat", "in")
@@ -97,7 +101,7 @@ def _output(bridge: str) -> Rules:
         ("output", [link("oifname", bridge, "!="), ACCEPT]),
         ("output", [is_(field("udp", "sport"), {"set": [53, 67]}), ACCEPT]),
         ("output", [is_(field("tcp", "sport"), 53), ACCEPT]),
-        # 143: multicast listener reports. 3 and 4 of its own are not sent: what is refused here is told by its error.
+        # 143: multicast listener reports.
         ("output", [is_(field("icmpv6", "type"), {"set": [*NEIGHBOURS, 143]}), ACCEPT]),
         ("output", [REFUSE]),
     ]

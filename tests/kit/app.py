@@ -21,7 +21,18 @@ from atoll.instance.book import InstanceBook, InstanceView
 from atoll.instance.engine import EngineTraits, Furnish, GuestEvent, Observed, Outcome, Stats
 from atoll.instance.model import BootPlan, Disk, Hardware, Instance, InstanceSpec, InstanceStatus, Kind, Nic, State
 from atoll.instance.model import Limits as Shares
-from atoll.instance.verbs.args import DeleteArgs, LaunchArgs, NamedArgs, RenameArgs, SetArgs, StopArgs
+from atoll.instance.verbs.args import (
+    AddNicArgs,
+    DeleteArgs,
+    LaunchArgs,
+    NamedArgs,
+    RemoveNicArgs,
+    RenameArgs,
+    SetArgs,
+    SetNicArgs,
+    StopArgs,
+)
+from atoll.network.args import ChangeGroupArgs, CreateGroupArgs, CreateNetworkArgs, GroupArgs, NetworkArgs
 from atoll.operation.book import OperationBook
 from atoll.operation.events import Events
 from atoll.operation.journal import Journal
@@ -29,7 +40,7 @@ from atoll.operation.runner import Operations
 from atoll.operation.verb import Recovery
 from atoll.store.api import Revision
 from atoll.store.memory import MemoryStore
-from tests.kit.fake_resources import DIGEST, GIB, FakeHost, FakeImages, FakeNetworks, FakePools
+from tests.kit.fake_resources import DIGEST, GIB, FakeGroups, FakeHost, FakeImages, FakeNetworks, FakePools
 
 HOST = HostId("7c0e5c1e-6e0e-4a1f-9d6b-0d7d6f3b1a2c")
 
@@ -225,7 +236,20 @@ class FakeVerbs:
             ("image.rename", RenameImageArgs, self.images.rename),
             ("image.prune", PruneArgs, self.images.prune),
         ]
+        table += [
+            ("network.create", CreateNetworkArgs, self.accept),
+            ("network.delete", NetworkArgs, self.accept),
+            ("group.create", CreateGroupArgs, self.accept),
+            ("group.change", ChangeGroupArgs, self.accept),
+            ("group.delete", GroupArgs, self.accept),
+            ("instance.nic-add", AddNicArgs, self.accept),
+            ("instance.nic-set", SetNicArgs, self.accept),
+            ("instance.nic-remove", RemoveNicArgs, self.accept),
+        ]
         return [Pretend(name, args, act, self.pace) for name, args, act in table]
+
+    async def accept(self, args: msgspec.Struct) -> None:
+        """What the app's tests look at is the way there."""
 
     async def launch(self, args: LaunchArgs) -> None:
         state = State.RUNNING if args.start else State.STOPPED
@@ -303,6 +327,7 @@ async def make_kit(*, instances: Any = None, limits: Limits | None = None, **ser
         engines={Kind.VM: engine},
         images=images,
         networks=FakeNetworks(),
+        groups=FakeGroups(),
         pools=FakePools(),
         tokens=TokenBook(store),
         host=FakeHost(),

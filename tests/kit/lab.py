@@ -4,10 +4,11 @@ import contextlib
 import secrets
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from atoll.network.book import NetworkBook
 from atoll.network.drivers.bridge import BridgeNetwork
-from atoll.network.model import Network, Port
+from atoll.network.model import Network, Port, PortSettings, PortWish
 from atoll.network.naming import run_directory
 from atoll.store.memory import MemoryStore
 from tests.kit.netns import Namespace, namespace
@@ -69,15 +70,16 @@ class Lab:
         self._script.write_text(CONFIGURE)
         self._script.chmod(0o755)
 
-    async def network(self, name: str) -> Network:
-        return await self.book.create("default", name, "bridge")
+    async def network(self, name: str, **settings: Any) -> Network:
+        return await self.book.create("default", name, "bridge", **settings)
 
-    def driver(self, record: Network, index: int = 1, **options: tuple[int, ...]) -> BridgeNetwork:
+    def driver(self, record: Network, index: int = 1, **options: Any) -> BridgeNetwork:
         directory = run_directory(self.tag) / record.id
         return BridgeNetwork(record, tag=self.tag, index=index, directory=directory, **options)
 
-    async def port(self, record: Network, name: str) -> Port:
-        port, txn = await self.book.plan_port(record, project="default", instance=name, name=name)
+    async def port(self, record: Network, name: str, **settings: Any) -> Port:
+        wish = PortWish(settings=PortSettings(**settings))
+        port, txn = await self.book.plan_port(record, project="default", instance=name, name=name, wish=wish)
         await self.store.commit(txn)
         return port
 

@@ -28,6 +28,8 @@ from atoll.instance.verbs.delete import Delete
 from atoll.instance.verbs.launch import Launch
 from atoll.instance.verbs.power import Pause, Restart, Resume, Revive, Start, Stop
 from atoll.network.book import NetworkBook
+from atoll.network.enforce import Enforcer
+from atoll.network.groupbook import GroupBook
 from atoll.network.model import Network
 from atoll.operation.book import OperationBook
 from atoll.operation.events import Events
@@ -104,7 +106,11 @@ class World:
         async def realise(record: Network) -> FakeNetwork:
             return self.nets.setdefault(record.id, FakeNetwork(record))
 
-        return Supplies(self.shared, images, library, storage, pools, networks, realise, host, asyncio.Lock())
+        groups = GroupBook(self.shared)
+        enforcer = Enforcer(networks, groups, realise)
+        return Supplies(
+            self.shared, images, library, storage, pools, networks, realise, host, asyncio.Lock(), groups, enforcer
+        )
 
     async def _image(self, library: Library) -> None:
         files = {}

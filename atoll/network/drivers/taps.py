@@ -41,8 +41,7 @@ class Taps:
         await self._links.delete(links)
         await nft.delete_table(filter.FAMILY, self._table)
         self._groups = {}
-        for id in self._files.all():
-            self._files.remove(id)
+        self._files.clear()
 
     async def plug(self, port: Port, *, owner: int | None) -> Plugged:
         before = self._files.get(port.id)
@@ -170,13 +169,11 @@ class Taps:
         now, then = placed.port.settings, before.port.settings
         if (now.up, now.down, placed.port.mac) != (then.up, then.down, before.port.mac):
             return False
-        way = "u" if now.up else "d"
-        return await tc.has_class(self._meters[way], f"1:{placed.number:x}")
+        ways = [way for way, wanted in (("u", now.up), ("d", now.down)) if wanted]
+        return all([await tc.leads(placed.link, meter.WAYS[way], self._meters[way]) for way in ways])
 
     async def _unlimit(self, placed: PlacedPort, *, tap: str) -> None:
         lines = [
-            line
-            for way in self._meters
-            for line in meter.remove_lines(self._meters[way], tap, way, placed.number)
+            line for way in self._meters for line in meter.remove_lines(self._meters[way], tap, way, placed.number)
         ]
         await tc.batch(lines, forgiving=True)

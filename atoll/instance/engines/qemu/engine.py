@@ -16,7 +16,7 @@ from atoll.host.probe.accel import Accel
 from atoll.host.probe.qemu import qemu
 from atoll.host.process import Process
 from atoll.instance.engine import EngineTraits, Furnish, GuestEvent, Observed, Outcome, Stats, Stream
-from atoll.instance.engines.qemu import adopt, argv, exitreason, hotplug, inside, machine, stats, tsc
+from atoll.instance.engines.qemu import adopt, argv, exitreason, hotplug, inside, machine, nics, stats, tsc
 from atoll.instance.engines.qemu.adopt import Trace
 from atoll.instance.engines.qemu.exitreason import Remains
 from atoll.instance.engines.qemu.feed import Feed
@@ -24,7 +24,7 @@ from atoll.instance.engines.qemu.guest import Guest
 from atoll.instance.engines.qemu.rundir import Handle, RunDir, tail
 from atoll.instance.engines.qemu.space import SpaceWatch
 from atoll.instance.engines.qemu.spawn import bounds, spawn
-from atoll.instance.model import BootPlan, Hardware, Kind, Limits, State
+from atoll.instance.model import BootPlan, Hardware, Kind, Limits, NicPlan, State
 
 MONITOR_IN = 60.0
 """Seconds for QEMU to answer at its start: it may have much memory to set up, on a busy host."""
@@ -253,7 +253,7 @@ class Qemu:
         for guest in self._guests.values():
             guest.run.trim_logs()
 
-    # beside the contract: Consoles, Executes, Measures, Displays
+    # beside the contract: Consoles, Executes, Measures, Displays, HotNics
 
     async def console(self, guest: InstanceId) -> Stream:
         return await self._guest(guest).console.open()
@@ -271,6 +271,18 @@ class Qemu:
         if machine.family(held.plan.hardware.machine) == "microvm":
             raise Refused("a microvm has no screen", hint=f"atoll console {held.plan.name}")
         return str(held.run.own / argv.VNC)
+
+    def place(self, hardware: Hardware) -> int:
+        return nics.free_slot(hardware)
+
+    async def add_nic(self, guest: InstanceId, nic: NicPlan) -> None:
+        await nics.add(self._guest(guest), nic)
+
+    async def remove_nic(self, guest: InstanceId, slot: int) -> None:
+        await nics.remove(self._guest(guest), slot)
+
+    async def set_link(self, guest: InstanceId, slot: int, *, up: bool) -> None:
+        await nics.set_link(self._guest(guest), slot, up=up)
 
     async def stats(self, guest: InstanceId) -> Stats:
         held = self._guest(guest)

@@ -124,6 +124,9 @@ class Guest:
 
     async def launch(self) -> None:
         """Let a guest that was started frozen run."""
+        for nic in self.plan.nics:
+            if not nic.link:
+                await self.monitor().execute("set_link", {"name": f"nic{nic.slot}", "up": False})
         await self.monitor().execute("cont")
         self._state = State.RUNNING
 
@@ -215,7 +218,11 @@ class Guest:
 
     def relimit(self, limits: Limits) -> None:
         """Remember, also for an engine that adopts it, what it is limited to now."""
-        self.plan = replace(self.plan, limits=limits)
+        self.replan(replace(self.plan, limits=limits))
+
+    def replan(self, plan: BootPlan) -> None:
+        """Remember, also for an engine that adopts it, what it has become."""
+        self.plan = plan
         self.run.write(Handle(self.plan, boot_id(), self.process.pid, self.process.started))
 
     # acting on it
