@@ -12,7 +12,7 @@ from atoll.base.names import LABEL
 from atoll.network.model import PortNumber
 
 MAX_RULES = 256
-Name = Annotated[str, Meta(pattern=LABEL)]
+NameOrNone = Annotated[str, Meta(pattern=f"^({LABEL.strip('^$')})?$")]
 
 
 class GroupRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,7 +26,7 @@ class GroupRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     port: PortNumber | None = None
     last: PortNumber | None = None
     cidr: Annotated[str, Meta(max_length=64)] = ""
-    group: Name | Literal[""] = ""
+    group: NameOrNone = ""
 
     def __str__(self) -> str:
         ports = "" if self.port is None else f" {self.port}" + (f"-{self.last}" if self.last else "")
