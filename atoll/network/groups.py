@@ -60,11 +60,11 @@ class GroupPlan(msgspec.Struct, frozen=True, kw_only=True):
 def check_rule(rule: GroupRule) -> GroupRule:
     """In its usual form. Raises Invalid where it says what cannot be."""
     if rule.port is None and rule.last is not None:
-        raise Invalid("a range of ports needs its first", field="rules.port")
+        raise Invalid("a range of ports needs its first", hint="port and last", field="rules.port")
     if rule.port is not None and rule.protocol not in ("tcp", "udp"):
         raise Invalid(f"{rule.protocol} has no ports", hint="protocol tcp or udp", field="rules.protocol")
     if rule.port is not None and rule.last is not None and rule.last < rule.port:
-        raise Invalid(f"{rule.port}-{rule.last} is no range", field="rules.last")
+        raise Invalid(f"{rule.port}-{rule.last} is no range", hint="the smaller number first", field="rules.last")
     if rule.cidr and rule.group:
         raise Invalid("a rule is about addresses or about a group", hint="make two rules", field="rules.cidr")
     if not rule.cidr:

@@ -18,11 +18,16 @@ WAYS = {"u": "ingress", "d": "egress"}
 """Way -> where on the tap its traffic is taken: what comes from a guest is the tap's ingress."""
 
 
+def queue_lines(meter: str, tap: str) -> list[str]:
+    """The queue of a network's metering link, and the place on a tap where its traffic is led away. They fail where
+    these are there already."""
+    return [f"qdisc add dev {meter} root handle 1: htb r2q 100", f"qdisc add dev {tap} clsact"]
+
+
 def device_lines(link: str, bandwidth: int) -> list[str]:
-    """The queue of a network's metering link. `bandwidth`: bits a second, 0: unbound. May be repeated."""
+    """The class of the whole network. `bandwidth`: bits a second, 0: unbound. May be repeated."""
     rate = bandwidth or _UNBOUND
     return [
-        f"qdisc replace dev {link} root handle 1: htb r2q 100",
         f"class replace dev {link} parent 1: classid 1:{NETWORK:x} htb rate {rate}bit burst {burst(rate)} "
         f"cburst {burst(rate)} quantum 60000",
     ]

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from atoll.network import naming
 from atoll.network.book import NetworkBook
 from atoll.network.drivers.bridge import BridgeNetwork
 from atoll.network.model import Network, Port, PortSettings, PortWish
@@ -53,8 +54,8 @@ class Guest:
         lines = [line for line in answer.splitlines() if line.startswith("Address:") or "name = " in line]
         return [line.rpartition("name = ")[2].removeprefix("Address:").strip() for line in lines]
 
-    def connects(self, address: str, port: int) -> bool:
-        code = f"import socket; socket.create_connection(({address!r}, {port}), 2)"
+    def connects(self, address: str, port: int, *, within: float = 2) -> bool:
+        code = f"import socket; socket.create_connection(({address!r}, {port}), {within})"
         return subprocess.run(self.wire.argv("python3", "-c", code), capture_output=True).returncode == 0
 
 
@@ -87,17 +88,31 @@ class Lab:
         await driver.plug(port)
         return self.attach(driver, port)
 
-    def attach(self, driver: BridgeNetwork, port: Port) -> Guest:
+    async def held(self, driver: BridgeNetwork, port: Port) -> Guest:
+        """One whose link is the port's, so that guards, groups and limits are about it: its tap gives way to it."""
+        link = (await driver.plug(port)).link
+        self.host.run("ip", "link", "del", link)
+        guest = self.attach(driver, port, link=link)
+        alias, group = naming.port_alias(port.network, port.id), str(naming.link_group(self.tag))
+        self.host.run("ip", "link", "set", link, "alias", alias, "group", group)
+        for address in port.addresses:
+            length, dad = ("64", ["nodad"]) if ":" in address else ("24", [])
+            guest.run("ip", "addr", "add", f"{address}/{length}", "dev", "eth0", *dad)
+        return guest
+
+    def attach(self, driver: BridgeNetwork, port: Port, *, link: str = "") -> Guest:
         wire = self._stack.enter_context(namespace("guest"))
         guest = Guest(wire, port, self._script)
         guest.resolv.parent.mkdir(parents=True)
         guest.resolv.touch()
         self._stack.callback(_remove, guest.resolv)
-        self.wire(wire, "eth0", port.mac, driver)
+        self.wire(wire, "eth0", port.mac, driver, end=link)
         return guest
 
-    def wire(self, other: Namespace, name: str, mac: str, driver: BridgeNetwork | None = None) -> str:
-        end = f"v{secrets.token_hex(4)}"
+    def wire(
+        self, other: Namespace, name: str, mac: str, driver: BridgeNetwork | None = None, *, end: str = ""
+    ) -> str:
+        end = end or f"v{secrets.token_hex(4)}"
         self.host.run("ip", "link", "add", end, "type", "veth", "peer", "name", name, "netns", other.name)
         other.run("ip", "link", "set", name, "address", mac, "up")
         master = ["master", driver._bridge] if driver else []

@@ -149,11 +149,12 @@ class Taps:
         settings = placed.port.settings
         if not settings.guard:
             raise Invalid("the bandwidth of an unguarded port cannot be limited", hint="guard=on", field="nics")
-        lines = []
+        queues, lines = [], []
         for way, wanted in (("u", settings.up), ("d", settings.down)):
             if wanted:
                 alias = naming.bridge_alias(self._record.id)
                 await self._links.make_ifb(self._meters[way], alias=alias)
+                queues += meter.queue_lines(self._meters[way], placed.link)
                 lines += [
                     *meter.device_lines(self._meters[way], self._record.bandwidth),
                     *meter.port_lines(
@@ -161,7 +162,7 @@ class Taps:
                         self._record.bandwidth,
                     ),
                 ]  # fmt: skip
-        await tc.batch([f"qdisc replace dev {placed.link} clsact"])
+        await tc.batch(queues, forgiving=True)
         await tc.batch(lines)
 
     async def _same(self, placed: PlacedPort, before: PlacedPort) -> bool:
