@@ -26,6 +26,7 @@ from atoll.instance.undoers import undoers
 from atoll.instance.verbs.change import Rename, Set
 from atoll.instance.verbs.delete import Delete
 from atoll.instance.verbs.launch import Launch
+from atoll.instance.verbs.nic import AddNic, RemoveNic, SetNic
 from atoll.instance.verbs.power import Pause, Restart, Resume, Revive, Start, Stop
 from atoll.network.book import NetworkBook
 from atoll.network.enforce import Enforcer
@@ -78,7 +79,21 @@ class World:
         self.here = Here(
             host, InstanceBook(self.shared), {Kind.VM: self.engine}, supplies, None, lambda: self.memory, events
         )
-        verbs = (Launch, Start, Revive, Stop, Restart, Pause, Resume, Delete, Set, Rename)
+        verbs = (
+            Launch,
+            Start,
+            Revive,
+            Stop,
+            Restart,
+            Pause,
+            Resume,
+            Delete,
+            Set,
+            Rename,
+            AddNic,
+            RemoveNic,
+            SetNic,
+        )
         self.operations.know(*(verb(self.here) for verb in verbs), undoers=undoers(self.here))
         self.keeper = Keeper(self.here, self.operations, back_off=self.back_off)
         found = await self.engine.adopt()

@@ -131,6 +131,10 @@ def _mac_behind(host: Daemon, tap: str) -> str:
     return ""
 
 
+def carrier(host: Daemon, name: str) -> str:
+    return host.exec(name, "cat", "/sys/class/net/eth1/carrier").out.strip()
+
+
 def test_a_nic_comes_and_goes_while_the_guest_runs(host: Daemon) -> None:
     host.atoll("network", "create", "extra")
     pid = host.pid_of("two")
@@ -138,10 +142,9 @@ def test_a_nic_comes_and_goes_while_the_guest_runs(host: Daemon) -> None:
     added = nics(host, "two")[1]
     until(lambda: added["addresses"][0] in host.exec("two", "ip", "-4", "addr").out, "it has its address", 60)
     host.atoll("nic", "link", "two", "extra", "down")
-    carrier = lambda: host.exec("two", "cat", "/sys/class/net/eth1/carrier").out.strip()  # noqa: E731
-    until(lambda: carrier() == "0", "its cable is out", 20)
+    until(lambda: carrier(host, "two") == "0", "its cable is out", 20)
     host.atoll("nic", "link", "two", "1", "up")
-    until(lambda: carrier() == "1", "its cable is in", 20)
+    until(lambda: carrier(host, "two") == "1", "its cable is in", 20)
     assert "two" in host.atoll("network", "delete", "extra", check=False).err
     host.atoll("nic", "remove", "two", added["mac"])
     assert "eth1" not in host.exec("two", "ls", "/sys/class/net").out

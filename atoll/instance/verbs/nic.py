@@ -249,6 +249,8 @@ def nic_undoers(here: Here) -> dict[str, Undoer]:
             view = await here.present(view.id)
             number = nics.find(view, args["mac"])
             nic = view.instance.hardware.nics[number]
+            if view.instance.spec.nics[number] == spec:
+                return
             former, expected = await nics.settings_of(here.supplies.groups, view.project, spec)
             _, claims = await here.supplies.networks.change_port(NetworkId(nic.network), nic.port, former)
             instance = nics.with_spec(view.instance, number, spec)
