@@ -18,13 +18,15 @@ from pathlib import Path
 from atoll.base.clock import now
 from atoll.base.ids import NetworkId, PortId, new_uuid
 from atoll.host import nft
+from atoll.network import filter
 from atoll.network.addresses import choose_prefix, draw_mac, gateway
 from atoll.network.dnsmasq import arguments
 from atoll.network.drivers.bridge import BridgeNetwork
 from atoll.network.model import Network, Port
 from atoll.network.naming import run_directory
-from atoll.network.rules import nat_rules
-from bench.report import Row, row, text
+from atoll.network.rules import host_rules
+from bench import network_ports
+from bench.report import Goal, Row, row, text
 from tests.kit.netns import namespace
 
 AT_ONCE = 8
@@ -85,8 +87,12 @@ async def ours(count: int, at_once: int) -> list[Row]:
             "down": [network.down for network in networks],
         }
         for what, each in acts.items():
+            began = time.perf_counter()
             took = await timed(each, at_once=at_once)
             found.append(row(f"network, {at_once} at a time: {what}", "ms", took))
+            if what in ("up", "down"):
+                whole = (time.perf_counter() - began) * 1000
+                found.append(row(f"network, {at_once} at a time: {what} in all", "ms", [whole]))
     shutil.rmtree(run_directory(tag).parent)
     return found
 
@@ -104,7 +110,9 @@ def raw(count: int) -> list[Row]:
             made.append(f"addr add {record.gateways[0]}/24 dev {link}")
             made.append(f"addr add {record.gateways[1]}/64 dev {link} nodad")
             rules += [{"add": {"table": {"family": "inet", "name": link}}}]
-            rules += nat_rules(link, link, record.subnets, record.gateways)[0]
+            rules += host_rules(link, link, record.subnets, record.gateways)[0]
+            rules += [{"add": {"table": {"family": filter.FAMILY, "name": link}}}]
+            rules += filter.contents(link, record.gateways)[0]
             directory = scratch / link
             for part in ("dhcp", "names"):
                 (directory / part).mkdir(parents=True)
@@ -141,7 +149,15 @@ def feed(argv: Sequence[str], text: str) -> None:
 
 
 def rows(count: int = 100) -> list[Row]:
-    return [*raw(count), *asyncio.run(ours(count, 1)), *asyncio.run(ours(count, AT_ONCE))]
+    by_tools, one, several = raw(count), asyncio.run(ours(count, 1)), asyncio.run(ours(count, AT_ONCE))
+    return [*by_tools, *one, *several, compared(by_tools, several, count), *network_ports.rows()]
+
+
+def compared(by_tools: list[Row], several: list[Row], count: int) -> Row:
+    """The time from the first network to the last, made and removed: how many times the tools'."""
+    spent = sum(each.ours.median for each in several if each.what.endswith((": up in all", ": down in all")))
+    raw_ = sum(each.ours.median * count for each in by_tools if each.what.endswith((": up", ": down")))
+    return row(f"{count} networks created and removed, of the tools' time", "x", [spent / raw_], Goal(1.5))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,17 @@ from atoll.api.access import caller, guard
 from atoll.api.door import Door
 from atoll.api.openapi import describe
 from atoll.api.route import Call, Reply, Route, Routes, litestar_path, raw
-from atoll.api.routes import guests, imports, instances, operations, resources, root, screens, storage
+from atoll.api.routes import (
+    guests,
+    imports,
+    instances,
+    networks,
+    operations,
+    resources,
+    root,
+    screens,
+    storage,
+)
 from atoll.api.services import Services
 from atoll.base.errors import AtollError, Bug
 from atoll.client.wire import MAX_BODY
@@ -48,6 +58,7 @@ def all_routes(version: str) -> list[Route]:
         *resources.routes,
         *storage.routes,
         *imports.routes,
+        *networks.routes,
     ]
     return found
 

@@ -16,6 +16,7 @@ REF = "#/components/schemas/{name}"
 PATH_NAMES: Schema = {
     "project": {"type": "string", "pattern": LABEL, "maxLength": 63},
     "name": {"type": "string", "pattern": LABEL, "maxLength": 63},
+    "mac": {"type": "string", "pattern": "^[0-9a-f]{2}(-[0-9a-f]{2}){5}$"},
     "id": {"type": "string", "pattern": "^[0-9A-Za-z-]{1,64}$"},
 }
 CHANGE_HEADERS = {"Idempotency-Key": "the same key again returns the first request's operation"}

@@ -16,6 +16,7 @@ from atoll.instance.admission import HostMemory
 from atoll.instance.book import InstanceView
 from atoll.instance.engine import Engine, Stream
 from atoll.instance.model import CloudInit, Kind
+from atoll.network.groups import Group
 from atoll.network.model import Network, Port
 from atoll.operation.events import Events
 from atoll.operation.runner import Operations
@@ -58,6 +59,17 @@ class Networks(Protocol):
         """Raises Absent."""
 
     async def ports(self, network: NetworkId) -> Sequence[Port]: ...
+    async def warnings(self, network: Network) -> Sequence[str]:
+        """What of this host keeps it from working wholly, for people."""
+
+
+class Groups(Protocol):
+    async def list(self, project: str) -> Sequence[Group]: ...
+    async def get(self, project: str, name: str) -> Group:
+        """Raises Absent."""
+
+    async def users(self, group: Group) -> Sequence[str]:
+        """Names of the instances in it."""
 
 
 class Pools(Protocol):
@@ -131,6 +143,7 @@ class Services:
     engines: Mapping[Kind, Engine]
     images: Images
     networks: Networks
+    groups: Groups
     pools: Pools
     tokens: TokenBook
     host: Host

@@ -9,6 +9,8 @@ _SIZE = re.compile(r"(\d{1,15})(\.\d{1,6})?\s*([kKmMgGtTpP]?)(i?)([bB]?)")
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 _DURATION = re.compile(r"(\d{1,9})(\.\d{1,3})?(ms|s|m|h|d|w)?")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, None: 1}
+_RATE = re.compile(r"(\d{1,9})(\.\d{1,3})?\s*([kmgt]?)(bit|bps|bit/s|)", re.IGNORECASE)
+_THOUSANDS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 MAX_SIZE = 1 << 60
 
 KiB = 1 << 10
@@ -58,3 +60,22 @@ def show_duration(seconds: float) -> str:
             parts.append(f"{left // size}{unit}")
             left %= size
     return " ".join(parts[:2])
+
+
+def parse_rate(text: str, *, field: str = "") -> int:
+    """`100Mbit`, `1.5G`, `64kbit`: bits a second. Units are decimal, as everywhere in networking."""
+    match = _RATE.fullmatch(text.strip())
+    if match is None:
+        raise Invalid(f"{text!r} is not a bandwidth", hint="write it as 100Mbit, 1Gbit or 64kbit", field=field)
+    whole, part, prefix, _ = match.groups()
+    return int(float(whole + (part or "")) * _THOUSANDS[prefix.lower()])
+
+
+def show_rate(rate: int) -> str:
+    """`100Mbit`, `1.5Gbit`: bits a second, at most one decimal."""
+    value = float(rate)
+    for unit in ("bit", "kbit", "Mbit", "Gbit"):
+        if value < 1000:
+            return f"{value:.1f}".removesuffix(".0") + unit
+        value /= 1000
+    return f"{value:.1f}".removesuffix(".0") + "Tbit"

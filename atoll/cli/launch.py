@@ -16,6 +16,7 @@ from atoll.cli.completing import images, launchable, networks, volumes
 from atoll.cli.context import run
 from atoll.cli.errors import plain
 from atoll.cli.listing import planned
+from atoll.cli.nicspec import parse_forward, parse_nic
 from atoll.cli.progress import Waiting
 from atoll.cli.settings import Settings
 
@@ -45,6 +46,7 @@ ALIASES = {"disk": "root.size", "pool": "root.pool", "network": "nics"}
         "atoll launch debian/12 web --ssh-key ~/.ssh/id_ed25519.pub --cloud-init web.yaml",
         "atoll launch --empty --disk 10GiB --cdrom installer --name new",
         "atoll launch tiny shop --volume data --volume logs,bus=scsi,cache=none",
+        "atoll launch tiny www --port 8080:80 --nic network=lan,address=10.1.2.30,group=web,up=100Mbit",
     ],
 )
 @click.argument("image", shell_complete=launchable, required=False, default="")
@@ -62,6 +64,12 @@ ALIASES = {"disk": "root.size", "pool": "root.pool", "network": "nics"}
     metavar="V[,bus=B][,cache=C]",
     shell_complete=volumes,
     help="A volume to attach (atoll volume attach --help tells B and C). Repeatable.",
+)
+@click.option(
+    "--nic", "nics", multiple=True, metavar="K=V,...", help="A NIC with settings, see atoll nic add. Repeatable."
+)
+@click.option(
+    "--port", "ports", multiple=True, metavar="HOST:GUEST", help="Lead a port of the host to it. Repeatable."
 )
 @click.option("--set", "pairs", multiple=True, metavar="K=V", help="Any other setting, see below. Repeatable.")
 @click.option("--machine", metavar="TYPE", help="auto, q35, pc or microvm.")
@@ -151,6 +159,11 @@ def spec_of(image: str, options: dict[str, Any]) -> "InstanceSpec":
             wanted[flag] = True
     if options.get("ssh_keys"):
         wanted["ssh_keys"] = [seeds.public_key(each) for each in options["ssh_keys"]]
+    if options["nics"]:
+        wanted["nics"] = wanted.get("nics", []) + [parse_nic(text) for text in options["nics"]]
+    if options["ports"]:
+        first, *rest = wanted.get("nics") or [{}]
+        wanted["nics"] = [{**first, "forwards": [parse_forward(text) for text in options["ports"]]}, *rest]
     try:
         return msgspec.convert({**wanted, "image": image}, InstanceSpec)
     except msgspec.ValidationError as error:

@@ -42,7 +42,8 @@ SECTIONS = {
     },
     "Images, networks, storage": {
         "image": Entry("atoll.cli.image_files:image", "Build, import, list and remove images"),
-        "network": Entry("atoll.cli.resources:network", "List networks"),
+        "network": Entry("atoll.cli.network:network", "Networks, port forwards, security groups"),
+        "nic": Entry("atoll.cli.nic:nic", "NICs of instances: add, remove, change"),
         "pool": Entry("atoll.cli.storage:pool", "Storage pools"),
         "volume": Entry("atoll.cli.storage:volume", "Volumes: disks of their own, to attach and detach"),
     },

@@ -5,8 +5,10 @@ from atoll.client.console import Console
 from atoll.client.endpoint import Endpoint
 from atoll.client.problems import NotRunning
 from atoll.client.wire import (
+    GroupView,
     HostView,
     ImportBody,
+    NetworkBody,
     NetworkView,
     NewToken,
     PoolView,
@@ -20,11 +22,14 @@ from atoll.instance.book import InstanceView
 from atoll.instance.cloudstate import CloudState
 from atoll.instance.engine import Outcome, Stats
 from atoll.instance.model import CloudInit, Disk, DiskUse, InstanceSpec, NicSpec, State
-from atoll.instance.verbs.args import Changes
+from atoll.instance.verbs.args import Changes, HostPort, NicChanges
+from atoll.network.groups import GroupRule
+from atoll.network.model import Bandwidth, Forward, Mode
 from atoll.operation.model import News, Operation, OperationStatus, Progress
 from atoll.storage.model import Volume
 
 __all__ = [
+    "Bandwidth",
     "Changes",
     "Client",
     "CloudInit",
@@ -33,14 +38,21 @@ __all__ = [
     "Disk",
     "DiskUse",
     "Endpoint",
+    "Forward",
+    "GroupRule",
+    "GroupView",
+    "HostPort",
     "HostView",
     "Image",
     "ImportBody",
     "InstanceSpec",
     "InstanceView",
+    "Mode",
+    "NetworkBody",
     "NetworkView",
     "NewToken",
     "News",
+    "NicChanges",
     "NicSpec",
     "NotRunning",
     "Operation",

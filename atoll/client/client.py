@@ -6,8 +6,9 @@ from typing import Self
 from atoll.client.endpoint import Endpoint
 from atoll.client.events import Events
 from atoll.client.instances import Instances
+from atoll.client.networks import Groups, Networks, Nics
 from atoll.client.operations import Operations
-from atoll.client.resources import Hosts, Images, Networks, Tokens
+from atoll.client.resources import Hosts, Images, Tokens
 from atoll.client.storage import Pools, Volumes
 from atoll.client.transport import Transport, path_of
 from atoll.client.wire import Greeting, Health
@@ -29,6 +30,8 @@ class Client:
         self.instances = Instances(self._transport, project)
         self.images = Images(self._transport, project)
         self.networks = Networks(self._transport, project)
+        self.groups = Groups(self._transport, project)
+        self.nics = Nics(self._transport, project)
         self.pools = Pools(self._transport, project)
         self.volumes = Volumes(self._transport, project)
         self.hosts = Hosts(self._transport)

@@ -1,4 +1,4 @@
-"""Images, networks, hosts and tokens."""
+"""Images, hosts and tokens."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +10,6 @@ from atoll.client.wire import (
     BuildBody,
     HostView,
     ImportBody,
-    NetworkView,
     NewToken,
     RecipeView,
     RenameBody,
@@ -92,19 +91,6 @@ class Images:
     async def prune(self) -> Operation:
         """Remove what no name and no instance uses."""
         return await self._transport.change("DELETE", self._path(), Operation, query={"unused": True})
-
-
-class Networks:
-    def __init__(self, transport: Transport, project: str) -> None:
-        self._transport, self._project = transport, project
-
-    async def list(self) -> list[NetworkView]:
-        path = path_of("projects", self._project, "networks")
-        return await self._transport.request("GET", path, list[NetworkView])
-
-    async def get(self, name: str) -> NetworkView:
-        path = path_of("projects", self._project, "networks", name)
-        return await self._transport.request("GET", path, NetworkView)
 
 
 class Hosts:

@@ -11,6 +11,8 @@ from atoll.base.names import RECIPE
 from atoll.image.imports import Arch, Format, Sha256
 from atoll.instance.model import CloudInit, Disk, DiskUse, InstanceSpec, Label, Text
 from atoll.instance.verbs.args import GRACE, Grace
+from atoll.network.args import NetworkSpec
+from atoll.network.groups import Group, Rules
 from atoll.network.model import Network, Port
 from atoll.storage.args import PoolPath, VolumeSize
 from atoll.storage.model import Bus, Cache, Capacity, Pool, Usage, Volume, VolumeAttachment, VolumeFormat
@@ -136,8 +138,37 @@ class HostView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NetworkView(msgspec.Struct, frozen=True, kw_only=True):
+    """`warnings`: what of the host keeps it from working wholly; told of one network, not in lists."""
+
     network: Network
     ports: tuple[Port, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class NetworkBody(NetworkSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: Label
+
+
+class GroupBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`rules` none: outwards everything, inwards nothing."""
+
+    name: Label
+    rules: Rules | None = None
+    description: Annotated[str, Meta(max_length=4096)] = ""
+
+
+class GroupChangeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Rules to add and to remove."""
+
+    add: Rules = ()
+    remove: Rules = ()
+
+
+class GroupView(msgspec.Struct, frozen=True, kw_only=True):
+    """`users`: names of the instances in it."""
+
+    group: Group
+    users: tuple[str, ...] = ()
 
 
 class PoolView(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from atoll.client.wire import RecipeView
 from atoll.daemon import identity
 from atoll.daemon.config import Config
 from atoll.daemon.host import HostView, Kernels
-from atoll.daemon.networks import NetworkList, Realised
+from atoll.daemon.networks import GroupList, NetworkList, Realised
 from atoll.daemon.paths import Paths
 from atoll.host import cgroups, scopes
 from atoll.host.links import routes
@@ -45,10 +45,14 @@ from atoll.instance.verbs.delete import Delete
 from atoll.instance.verbs.disks import AttachVolume, DetachVolume, GrowVolume
 from atoll.instance.verbs.launch import Launch
 from atoll.instance.verbs.media import Eject
+from atoll.instance.verbs.nic import AddNic, RemoveNic, SetNic
 from atoll.instance.verbs.power import Pause, Restart, Resume, Revive, Start, Stop
 from atoll.network.book import NetworkBook
+from atoll.network.enforce import Enforcer
+from atoll.network.groupbook import GroupBook
 from atoll.network.naming import run_directory
-from atoll.network.registry import Site
+from atoll.network.registry import BY_MODE, Site
+from atoll.network.verbs import ChangeGroup, CreateGroup, CreateNetwork, DeleteGroup, DeleteNetwork, Wires
 from atoll.operation.book import OperationBook
 from atoll.operation.events import Events
 from atoll.operation.journal import Journal
@@ -107,11 +111,10 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
         operations = Operations(OperationBook(shared), Journal(local), events, host=me.id, epoch=epoch, hook=hook)
 
         images, storage, networks = ImageBook(shared), StorageBook(shared), NetworkBook(shared)
-        library = Library(paths.images, paths.cache, images, RECIPES, largest=parse_size(config.images.max_size))
-        await library.open()
+        library = await _library(paths, config, images)
         pools = await _pools(Pools(storage, host=me.id, home=paths.state, warn_at=config.storage.warn_at))
-        realised = Realised(Site(me.tag, run_directory(me.tag), local))
-        await _networks(networks, realised)
+        realised = await _networks(networks, Site(me.tag, run_directory(me.tag), local))
+        held.push_async_callback(realised.site.proxies.close)
 
         kernels = Kernels(library)
         probe = kernels.probe = AccelProbe(paths.state / "accel.json", kernels)
@@ -120,20 +123,20 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
         engine = _engine(paths, me.tag, probe)
         held.push_async_callback(engine.close)
         boots = Boots(paths.state / "instances", library, SeedBook(shared))
-        supplies = Supplies(
-            shared, images, library, storage, pools, networks, realised.driver, me.id, asyncio.Lock(), boots
-        )
+        wires = _wires(networks, GroupBook(shared), realised)
+        nouns = (shared, images, library, storage, pools, networks, realised.driver, me.id)
+        supplies = Supplies(*nouns, wires.raising, wires.groups, wires.enforcer, boots)
         uids = Uids(local, me.tag) if os.geteuid() == 0 else None
         memory = MemoryNow(parse_size(config.limits.memory_reserve), config.limits.memory_overcommit)
         book = await _swept(InstanceBook(shared), boots)
         here = Here(me.id, book, {Kind.VM: engine}, supplies, uids, memory, events)
         _teach(operations, here, library, kernels, parse_networks(config.images.private))
+        _teach_networks(operations, wires)
         catalog = await held.enter_async_context(Catalog(shared))
         keeper = Keeper(here, operations)
         held.push_async_callback(operations.close)  # before the engine lets go: what runs still needs it
         held.push_async_callback(keeper.close)
-        every = parse_duration(config.storage.check_every)
-        await held.enter_async_context(PoolWatch(pools, events, every=every))
+        await held.enter_async_context(PoolWatch(pools, events, every=parse_duration(config.storage.check_every)))
         services = Services(
             version=__version__,
             host_id=me.id,
@@ -142,7 +145,8 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
             instances=catalog,
             engines=here.engines,
             images=library,
-            networks=NetworkList(networks),
+            networks=NetworkList(networks, realised),
+            groups=GroupList(wires.groups, wires.enforcer),
             pools=pools,
             tokens=TokenBook(shared),
             host=HostView(paths.state, probe),
@@ -160,6 +164,12 @@ def about(recipe: Recipe) -> str:
     return (getattr(sys.modules[recipe.__module__], "__doc__", "") or "").strip().partition("\n")[0]
 
 
+async def _library(paths: Paths, config: Config, images: ImageBook) -> Library:
+    library = Library(paths.images, paths.cache, images, RECIPES, largest=parse_size(config.images.max_size))
+    await library.open()
+    return library
+
+
 async def _pools(pools: Pools) -> Pools:
     """Opened, the default one among them."""
     await pools.book.ensure_default()
@@ -171,6 +181,12 @@ async def _swept(book: InstanceBook, boots: Boots) -> InstanceBook:
     """The instances' book, once the secrets of launches that never came to be are gone."""
     await boots.seeds.sweep({view.instance.seed for view in await book.all()})
     return book
+
+
+def _wires(networks: NetworkBook, groups: GroupBook, realised: Realised) -> Wires:
+    drivers = BY_MODE if os.geteuid() == 0 else {}
+    enforcer = Enforcer(networks, groups, realised.driver)
+    return Wires(networks, groups, enforcer, realised.driver, realised.forget, routes, drivers, asyncio.Lock())
 
 
 def _teach(operations: Operations, here: Here, library: Library, kernels: Kernels, private: Networks) -> None:
@@ -186,6 +202,9 @@ def _teach(operations: Operations, here: Here, library: Library, kernels: Kernel
         Set(here),
         Rename(here),
         Eject(here),
+        AddNic(here),
+        RemoveNic(here),
+        SetNic(here),
         undoers=undoers(here),
     )
     _teach_storage(operations, here)
@@ -209,6 +228,12 @@ def _teach_storage(operations: Operations, here: Here) -> None:
     own = CreateVolume(yard), DeleteVolume(yard), RenameVolume(yard), CreatePool(yard), DeletePool(yard)
     operations.know(*own, undoers=volume_undoers(yard) | pool_undoers(yard))
     operations.know(AttachVolume(here, yard), DetachVolume(here, yard), GrowVolume(here, yard))
+
+
+def _teach_networks(operations: Operations, wires: Wires) -> None:
+    operations.know(
+        CreateNetwork(wires), DeleteNetwork(wires), CreateGroup(wires), ChangeGroup(wires), DeleteGroup(wires)
+    )
 
 
 def _engine(paths: Paths, tag: str, probe: AccelProbe) -> Qemu:
@@ -243,11 +268,13 @@ async def boot_done(local: Store) -> None:
     await local.commit(Txn(put={BOOT: identity.boot_id().encode()}))
 
 
-async def _networks(networks: NetworkBook, realised: Realised) -> None:
-    """The default network: a bridge where this daemon may make one, user-mode networking for an ordinary user.
-    What this host still has of networks without a record goes."""
+async def _networks(networks: NetworkBook, site: Site) -> Realised:
+    """With the default network on record (a bridge where this daemon may make one, user-mode networking for an
+    ordinary user), and nothing on the host of networks that have no record."""
+    realised = Realised(site)
     if os.geteuid() == 0:
         await networks.ensure_default("default", "bridge", plans_addresses=True, taken=await routes())
     else:
         await networks.ensure_default("default", "user", plans_addresses=False)
     await realised.withdraw(keep=[network.id for network in await networks.all()])
+    return realised

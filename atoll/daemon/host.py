@@ -11,14 +11,17 @@ from atoll.host.probe.facts import HostFacts, facts
 from atoll.host.probe.parts import PartState, parts
 from atoll.host.probe.settled import AccelProbe
 from atoll.image.library import Library
+from atoll.network.foreign import warnings
 
 
 class Probed(msgspec.Struct, frozen=True):
-    """`parts`: kernel parts, tools and settings; each missing one with what it costs and how to get it."""
+    """`parts`: kernel parts, tools and settings; each missing one with what it costs and how to get it.
+    `firewalls`: those of others that drop what our networks carry."""
 
     accel: Accel
     facts: HostFacts
     parts: tuple[PartState, ...]
+    firewalls: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -51,4 +54,4 @@ class HostView:
 
     async def probe(self, *, refresh: bool) -> Probed:
         accel = await self.probe_.again() if refresh else await self.probe_.settled()
-        return Probed(accel, await facts(), tuple(await parts(self.state, accel)))
+        return Probed(accel, await facts(), tuple(await parts(self.state, accel)), tuple(await warnings()))

@@ -114,6 +114,31 @@ class Links:
 
         await _work(work)
 
+    async def make_ifb(self, name: str, *, alias: str) -> None:
+        """A link that is up, through whose queue other links' traffic is led. It has no addresses."""
+
+        def work(ip: Netlink) -> None:
+            if self._owned(_get(ip, name), name, "ifb") is None:
+                ip.link("add", ifname=name, kind="ifb", group=self.group)
+            index = _present(ip, name).index
+            ip.link("set", index=index, ifalias=alias, group=self.group, state="up")
+
+        await _work(work)
+
+    async def make_macvtap(self, name: str, *, parent: str, mac: str, mtu: int, alias: str) -> None:
+        """A macvtap that is up on a link of the host: guests beside the host on its wire."""
+
+        def work(ip: Netlink) -> None:
+            link = self._owned(_get(ip, name), name, "macvtap", alias=alias)
+            if link is None:
+                parent_link = _present(ip, parent)
+                about = {"macvtap_mode": "bridge", "group": self.group, "address": mac, "mtu": mtu}
+                ip.link("add", ifname=name, kind="macvtap", link=parent_link.index, **about)
+            index = _present(ip, name).index
+            ip.link("set", index=index, ifalias=alias, group=self.group, mtu=mtu, state="up")
+
+        await _work(work)
+
     async def attach(self, name: str, bridge: str) -> None:
         def work(ip: Netlink) -> None:
             ip.link("set", index=_present(ip, name).index, master=_present(ip, bridge).index)

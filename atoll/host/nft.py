@@ -14,6 +14,8 @@ from atoll.base.errors import Absent, AtollError, Broken, Lacking, Unreachable
 
 Command = dict[str, Any]
 """One object of libnftables-json: `{"add": {"table": {...}}}`."""
+Expression = dict[str, Any]
+"""A part of a rule: a match, a statement."""
 
 _LIBRARY = "libnftables.so.1"
 _JSON_OUTPUT = 1 << 4  # NFT_CTX_OUTPUT_JSON: input is read as JSON too
@@ -69,6 +71,41 @@ async def comments(family: str, table: str) -> list[str]:
     except Absent:
         return []
     return [entry["rule"].get("comment", "") for entry in listed if "rule" in entry]
+
+
+async def has_set(family: str, table: str, name: str) -> bool:
+    """Whether there is a set (or map) of that name: unlike a list of the table, as cheap however large that is."""
+    try:
+        await apply([{"list": {"set": {"family": family, "table": table, "name": name}}}])
+    except Absent:
+        return False
+    return True
+
+
+async def elements(family: str, table: str, name: str) -> list[Any]:
+    """Of a map, as pairs; none where it is absent."""
+    try:
+        listed = await apply([{"list": {"map": {"family": family, "table": table, "name": name}}}])
+    except Absent:
+        return []
+    return [element for entry in listed if "map" in entry for element in entry["map"].get("elem", ())]
+
+
+def is_(left: Expression, right: Any, operator: str = "==") -> Expression:
+    return {"match": {"op": operator, "left": left, "right": right}}
+
+
+def meta(key: str) -> Expression:
+    return {"meta": {"key": key}}
+
+
+def field(protocol: str, name: str) -> Expression:
+    return {"payload": {"protocol": protocol, "field": name}}
+
+
+def link(key: str, name: str, operator: str = "==") -> Expression:
+    """`key`: iifname or oifname."""
+    return is_(meta(key), name, operator)
 
 
 async def forward_drops() -> list[str]:

@@ -83,12 +83,21 @@ class Qmp:
     async def add_fd(self, fd: int) -> int:
         """Hand over an open file: the number of its set, so that /dev/fdset/NUMBER is its name there. Raises as
         `execute`."""
+        return int((await self._hand_over(fd, "add-fd"))["fdset-id"])
+
+    async def send_fd(self, name: str, fd: int) -> None:
+        """Let QEMU have a descriptor of ours under `name`. Raises as `execute`."""
+        await self._hand_over(fd, "getfd", {"fdname": name})
+
+    async def _hand_over(self, fd: int, command: str, arguments: Mapping[str, object] | None = None) -> Any:
+        """Not the client's own way to do so: that needs asyncio's sockets, and the daemon's loop is uvloop.
+        White space between two commands is nothing to QEMU but what carries the descriptor."""
         async with self._handing:  # QEMU keeps only the last one sent
             try:
                 socket.send_fds(self._sock, [b" "], [fd])
-            except OSError as error:
-                raise Unreachable(f"{self._name}: QEMU takes no file: {error.strerror}") from error
-            return int((await self.execute("add-fd"))["fdset-id"])
+            except (OSError, ValueError) as error:
+                raise Unreachable(f"{self._name}: QEMU takes no descriptor: {error}") from error
+            return await self.execute(command, arguments)
 
     async def _watch(self) -> None:
         while self._client.runstate.name == "RUNNING":

@@ -11,6 +11,7 @@ from atoll.base.ids import InstanceId
 from atoll.base.names import did_you_mean
 from atoll.instance.model import Instance, InstanceStatus, Power
 from atoll.store.api import ABSENT, Entry, Key, Revision, Store, Txn, View, read_all
+from atoll.store.txn import merge
 
 SEEDS = Key("/seeds/")
 DEFINITIONS = Key("/instances/")
@@ -139,6 +140,12 @@ class InstanceBook:
         home = definition(view.id)
         expect = {home: view.revision, status(view.id): view.status_revision}
         return Txn(expect=expect, put={home: msgspec.json.encode(now)})
+
+    async def write_with(self, view: InstanceView, now: Instance, claims: Txn) -> InstanceView:
+        """The definition and whatever it `claims` elsewhere in one commit. Raises Conflict where definition or
+        status moved since they were read, or a claim did."""
+        revision = await self._store.commit(merge(self.redefining(view, now), claims))
+        return msgspec.structs.replace(view, instance=now, revision=revision)
 
     async def rename(self, view: InstanceView, to: str) -> InstanceView:
         """Raises Exists, Conflict."""

@@ -10,7 +10,7 @@ from typing import Literal, Protocol, runtime_checkable
 import msgspec
 
 from atoll.base.ids import Bytes, Generation, InstanceId
-from atoll.instance.model import BootPlan, Disk, DiskPlan, Exit, Hardware, Kind, Limits, Nic, State, Style
+from atoll.instance.model import BootPlan, Disk, DiskPlan, Exit, Hardware, Kind, Limits, Nic, NicPlan, State, Style
 
 
 class EngineTraits(msgspec.Struct, frozen=True):
@@ -203,6 +203,23 @@ class Stats(msgspec.Struct, frozen=True):
 @runtime_checkable
 class Measures(Protocol):
     async def stats(self, guest: InstanceId) -> Stats: ...
+
+
+@runtime_checkable
+class HotNics(Protocol):
+    """NICs of a guest that runs. `slot` names one. All raise Absent where the guest does not run."""
+
+    def place(self, hardware: Hardware) -> int:
+        """The slot for one more NIC. Raises Invalid where there is none."""
+
+    async def add_nic(self, guest: InstanceId, nic: NicPlan) -> None:
+        """Plug it in; one that is in stays. Raises Refused where it must wait for the next start."""
+
+    async def remove_nic(self, guest: InstanceId, slot: int) -> None:
+        """Returns once the guest has let it go. Absent is success. Raises Refused where the guest does not."""
+
+    async def set_link(self, guest: InstanceId, slot: int, *, up: bool) -> None:
+        """Its cable in or out."""
 
 
 @runtime_checkable

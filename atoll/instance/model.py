@@ -11,7 +11,7 @@ from atoll.base.errors import Refused
 from atoll.base.ids import Bytes, Digest, Generation, HostId, InstanceId, OperationId, PortId, VolumeId
 from atoll.base.names import LABEL
 from atoll.base.units import KiB, MiB
-from atoll.network.model import Plugged
+from atoll.network.model import Bandwidth, Forward, Plugged
 from atoll.storage.model import Attachment, Bus, Cache
 
 Label = Annotated[str, Meta(pattern=LABEL, description="An RFC 1123 label in lower case")]
@@ -84,9 +84,23 @@ class DiskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NicSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`address`, `mac`: fixed ones; "": as planned and drawn. `link` false: its cable is out. `guard`: it sends
+    under its own MAC and addresses only. `groups`: names of security groups; none: whatever its network lets
+    pass does.
+    `down`, `up`: bandwidth to and from the guest. `forwards`: ports of the host that lead to it."""
+
     network: Label = "default"
+    address: Annotated[str, Meta(max_length=64)] = ""
+    mac: Annotated[str, Meta(max_length=32)] = ""
+    link: bool = True
+    guard: bool = True
+    groups: Annotated[tuple[Label, ...], Meta(max_length=8)] = ()
+    down: Bandwidth = Bandwidth()
+    up: Bandwidth = Bandwidth()
+    forwards: Annotated[tuple[Forward, ...], Meta(max_length=64)] = ()
 
 
+MAX_NICS = 8
 Cpus = Annotated[int, Meta(ge=1, le=1024)]
 Machine = Literal["auto", "q35", "pc", "microvm"]
 Accel = Literal["auto", "kvm", "tcg"]
@@ -135,7 +149,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     machine: Machine = "auto"
     accel: Accel = "auto"
     root: DiskSpec = DiskSpec()
-    nics: Annotated[tuple[NicSpec, ...], Meta(max_length=8)] = (NicSpec(),)
+    nics: Annotated[tuple[NicSpec, ...], Meta(max_length=MAX_NICS)] = (NicSpec(),)
     forkable: bool = False
     firmware: Firmware = "auto"
     hardware: Style = "virtio"
@@ -290,9 +304,12 @@ class DiskPlan(msgspec.Struct, frozen=True):
 
 
 class NicPlan(msgspec.Struct, frozen=True):
+    """`link` false: its cable is out."""
+
     mac: str
     slot: int
     plugged: Plugged
+    link: bool = True
 
 
 class BootPlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ import yaml
 from atoll.base.errors import Exhausted, Invalid
 from atoll.base.units import show_size
 from atoll.instance.model import CLOUD_INIT_MAX, CloudInit
-from atoll.network.model import Network
+from atoll.network.model import Mode, Network
 
 _DEEPEST = 50
 CLOUD_CONFIG = "#cloud-config"
@@ -146,7 +146,8 @@ def _ethernet(lan: Lan, *, metric: int) -> dict[str, Any]:
         if at is None:
             continue
         found.append(f"{address}/{subnets[at].prefixlen}")
-        if at < len(lan.network.gateways) and lan.network.gateways[at]:
+        leads = lan.network.mode is not Mode.ISOLATED  # its gateway answers DNS, and leads nowhere
+        if leads and at < len(lan.network.gateways) and lan.network.gateways[at]:
             to = "0.0.0.0/0" if address.version == 4 else "::/0"
             routes.append({"to": to, "via": lan.network.gateways[at], "metric": metric})
     servers = [gateway for gateway in lan.network.gateways if gateway]

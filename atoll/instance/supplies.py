@@ -12,13 +12,16 @@ from atoll.base.ids import Bytes, Digest, HostId, NetworkId, PortId, VolumeId, n
 from atoll.image.book import ImageBook, ImageView
 from atoll.image.library import Library
 from atoll.image.model import Image, ImageUse, Manifest
+from atoll.instance import nics
 from atoll.instance.admission import HOLDING
 from atoll.instance.book import InstanceBook, InstanceView
 from atoll.instance.boots import Booting, Boots
-from atoll.instance.model import Disk, DiskPlan, DiskUse, InstanceSpec, NicPlan
+from atoll.instance.model import Disk, DiskPlan, DiskUse, InstanceSpec, Nic, NicPlan, NicSpec
 from atoll.instance.seed import Lan
 from atoll.network.book import NetworkBook
-from atoll.network.model import Network, Port
+from atoll.network.enforce import Enforcer
+from atoll.network.groupbook import GroupBook
+from atoll.network.model import Network, NetworkTraits, Plugged, Port, PortWish
 from atoll.network.network import NetworkDriver
 from atoll.storage.book import PoolView, StorageBook, VolumeView
 from atoll.storage.model import Life, Pool, Volume, VolumeAttachment, VolumeSpec
@@ -36,6 +39,7 @@ class Sources:
     found: ImageView | None
     pool: PoolView
     networks: tuple[Network, ...]
+    wishes: tuple[tuple[PortWish, Txn], ...]
     cd: ImageView | None = None
     volumes: tuple[VolumeView, ...] = ()
 
@@ -70,6 +74,8 @@ class Supplies:
     host: HostId
     raising: asyncio.Lock
     """Held while a network is brought up: two launches must not make one bridge twice."""
+    groups: GroupBook
+    enforcer: Enforcer
     boots: Boots
 
     async def find(self, project: str, spec: InstanceSpec, volumes: Iterable[DiskUse] = ()) -> Sources:
@@ -88,7 +94,8 @@ class Supplies:
         return Sources(
             found,
             pool,
-            tuple([await self.networks.get(project, nic.network) for nic in spec.nics]),
+            tuple([await self.network(project, nic) for nic in spec.nics]),
+            tuple([await nics.wish(self.groups, project, nic) for nic in spec.nics]),
             await self.images.find(project, spec.cdrom) if spec.cdrom else None,
             tuple([await self.free(await self.storage.find_volume(project, use.volume)) for use in volumes]),
         )
@@ -106,6 +113,12 @@ class Supplies:
                 f"volume {volume.name} is {volume.state}", hint=f"atoll volume show {volume.name}", field="volume"
             )
         return view
+
+    async def network(self, project: str, nic: NicSpec) -> Network:
+        """The one that a NIC shall be on. Raises Absent, Invalid (it cannot give what is wanted)."""
+        record = await self.networks.get(project, nic.network)
+        nics.check(nic, record, (await self.realise(record)).traits)
+        return record
 
     async def plan(self, project: str, id: str, name: str, size: Bytes, sources: Sources) -> Plan:
         """Draw ids, addresses and claims. `size` of the root disk in bytes; 0: as the image's."""
@@ -129,10 +142,10 @@ class Supplies:
             other = VolumeAttachment(volume=view.volume.id, instance=id, host=self.host)
             claims.append(self.storage.attaching(view, other))
         ports = []
-        for network in sources.networks:
-            port, claim = await self.networks.plan_port(network, project=project, instance=id, name=name)
+        for network, (wish, expected) in zip(sources.networks, sources.wishes, strict=True):
+            port, claim = await self.networks.plan_port(network, project=project, instance=id, name=name, wish=wish)
             ports.append(port)
-            claims.append(claim)
+            claims += [claim, expected]
         return Plan(volume, tuple(ports), tuple(claims))
 
     async def claim(self, instance: Txn, plan: Plan) -> Revision:
@@ -141,17 +154,19 @@ class Supplies:
 
     async def release(self, view: InstanceView, instance: Callable[[], Awaitable[Txn]]) -> None:
         """Give back every record of it, with its own (`instance`), in one commit. What is gone is left out."""
-        disks, nics = view.instance.hardware.disks, view.instance.hardware.nics
+        disks, held = view.instance.hardware.disks, view.instance.hardware.nics
 
         async def make() -> tuple[None, Txn]:
             own = [disk.volume for disk in disks if not disk.named]
             parts = [await instance(), await self.storage.releasing(view.project, own)]
             parts += [await self.storage.detaching(disk.volume, view.id) for disk in disks if disk.named]
             parts += [self.images.releasing(image, holder) for image, holder in image_uses(view)]
-            parts += [await self.networks.release_port(NetworkId(nic.network), nic.port) for nic in nics]
+            parts += [await self.networks.release_port(NetworkId(nic.network), nic.port) for nic in held]
             return None, merge(*parts)
 
+        ports = [await self.networks.port(NetworkId(nic.network), nic.port) for nic in held]
         await commit_afresh(self.store, make)
+        await self.enforcer.forgotten({group for port in ports if port for group in port.settings.groups})
 
     async def make_disks(self, view: InstanceView) -> None:
         """The root disk as a thin clone of the image, or empty. Raises Exhausted, Broken."""
@@ -199,15 +214,28 @@ class Supplies:
     async def plug(self, view: InstanceView, *, owner: int | None) -> tuple[NicPlan, ...]:
         """Every network up, every port ready. May be repeated: it mends what is missing."""
         plans = []
-        for nic in view.instance.hardware.nics:
-            driver = await self._driver(nic.network)
-            port = await self.networks.port(NetworkId(nic.network), nic.port)
-            if driver is None or port is None:
-                raise Absent(f"{view.name}: the record of its port on network {nic.network} is gone")
-            async with self.raising:
-                await driver.up()
-            plans.append(NicPlan(nic.mac, nic.slot, await driver.plug(port, owner=owner)))
+        for number, nic in enumerate(view.instance.hardware.nics):
+            plugged = await self.plug_port(view.name, nic, owner=owner)
+            spec = view.instance.spec.nics[number]
+            plans.append(NicPlan(nic.mac, nic.slot, plugged, spec.link))
         return tuple(plans)
+
+    async def plug_port(self, name: str, nic: Nic, *, owner: int | None) -> Plugged:
+        """One NIC of instance `name`: its network up, its groups in force, its port ready. Raises Absent."""
+        record = await self._network(nic.network)
+        port = await self.networks.port(NetworkId(nic.network), nic.port)
+        if record is None or port is None:
+            raise Absent(f"{name}: the record of its port on network {nic.network} is gone")
+        driver = await self.realise(record)
+        async with self.raising:
+            await driver.up()
+        await self.enforcer.prepare(record, port)
+        return await driver.plug(port, owner=owner)
+
+    async def traits(self, network: str) -> NetworkTraits | None:
+        """None where there is no such network."""
+        driver = await self._driver(network)
+        return driver.traits if driver else None
 
     async def unplug(self, view: InstanceView) -> None:
         for nic in view.instance.hardware.nics:

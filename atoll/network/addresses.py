@@ -1,9 +1,10 @@
 """Subnets, addresses and MACs, as pure functions of what is taken already."""
 
 import hashlib
+import re
 import secrets
 from collections.abc import Container, Iterable, Iterator
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from atoll.base.errors import Exhausted, Invalid
 
@@ -12,6 +13,7 @@ IpNetwork = IPv4Network | IPv6Network
 FIRST = 10
 """Guests' addresses begin at this one of a subnet; those before it are for gateways and people."""
 _DRAWS = 512
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
 def choose_subnet(seed: str, taken: Iterable[str]) -> str:
@@ -80,6 +82,41 @@ def next_address(subnet: str, taken: Container[str]) -> str:
     raise Exhausted(
         f"every address of {subnet} is taken", hint="delete an instance, or use a network with a larger subnet"
     )
+
+
+def check_address(address: str, subnets: Iterable[str], gateways: Container[str], *, name: str) -> str:
+    """An IPv4 address that a guest of network `name` may have, in its usual form. Raises Invalid."""
+    field, fours = "address", [net for net in map(_network, subnets) if isinstance(net, IPv4Network)]
+    try:
+        found = ip_address(address)
+    except ValueError:
+        raise Invalid(f"{address[:80]!r} is not an address", hint="as in 10.20.30.40", field=field) from None
+    if not isinstance(found, IPv4Address):
+        hint = "its IPv6 address follows from its MAC (EUI-64): choose that"
+        raise Invalid(f"{address} cannot be chosen", hint=hint, field=field)
+    if not fours:
+        raise Invalid(f"network {name} plans no IPv4 addresses", hint="leave the address out", field=field)
+    net = next((net for net in fours if found in net), None)
+    if net is None:
+        inside = ", ".join(map(str, fours))
+        raise Invalid(f"{address} is outside network {name}", hint=f"one of {inside}", field=field)
+    if found in (net.network_address, net.broadcast_address) or str(found) in gateways:
+        raise Invalid(f"{address} is the network's own", hint=f"another one of {net}", field=field)
+    return str(found)
+
+
+def check_mac(mac: str) -> str:
+    """A unicast MAC in its usual form. Raises Invalid."""
+    text = mac.lower().replace("-", ":")
+    if not _MAC.fullmatch(text) or int(text[:2], 16) & 1 or text == "00:00:00:00:00:00":
+        hint = "six pairs of hexadecimal digits, the first an even number: 02:00:00:00:00:01"
+        raise Invalid(f"{mac[:40]!r} cannot be the MAC of a guest", hint=hint, field="mac")
+    return text
+
+
+def link_local(mac: str) -> str:
+    """The link-local address that a guest with this MAC makes itself (EUI-64)."""
+    return eui64("fe80::/64", mac)
 
 
 def draw_mac() -> str:

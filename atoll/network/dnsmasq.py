@@ -19,7 +19,7 @@ from atoll.base.ids import PortId
 from atoll.host.process import Process, command_line
 from atoll.host.run import find, run
 from atoll.network.leases import Lease, keep_leases, read_leases, release
-from atoll.network.model import Network, Port
+from atoll.network.model import Mode, Network, Port
 from atoll.network.process import end, find_daemon, same_namespace
 
 _LEASE = "12h"
@@ -30,6 +30,7 @@ _DNS = 53
 
 def arguments(network: Network, *, link: str, directory: Path, user: str, ipv6: bool) -> list[str]:
     """dnsmasq's arguments, without the program."""
+    isolated = network.mode is Mode.ISOLATED
     found = [
         "--conf-file=/dev/null",
         f"--pid-file={directory / 'pid'}",
@@ -53,6 +54,12 @@ def arguments(network: Network, *, link: str, directory: Path, user: str, ipv6: 
     ]
     if network.mtu != 1500:
         found.append(f"--dhcp-option=option:mtu,{network.mtu}")
+        found.append(f"--ra-param={link},mtu:{network.mtu},0{',0' if isolated else ''}")
+    elif isolated:
+        found.append(f"--ra-param={link},0,0")
+    if isolated:
+        # No router is told of, in DHCP and in advertisements (a lifetime of 0), and no question goes beyond.
+        found += ["--dhcp-option=option:router", "--no-resolv"]
     for subnet in network.subnets:
         net = ip_network(subnet)
         if net.version == 4:

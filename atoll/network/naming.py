@@ -20,6 +20,11 @@ def bridge_name(tag: str, index: int) -> str:
     return f"at{tag}-b{index}"
 
 
+def meter_name(tag: str, index: int, way: str) -> str:
+    """The link through which a network's limited traffic passes, one `way`: "u" from guests, "d" to guests."""
+    return f"at{tag}-{way}{index}"
+
+
 def tap_name(tag: str, port: PortId, attempt: int = 0) -> str:
     digest = hashlib.sha256(f"{port}/{attempt}".encode()).digest()
     return f"at{tag}{base64.b32encode(digest).decode().lower()[:7]}"

@@ -1,7 +1,7 @@
 """Network drivers by name."""
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -11,28 +11,38 @@ from atoll.base.errors import Invalid
 from atoll.base.ids import NetworkId
 from atoll.base.names import did_you_mean
 from atoll.network.drivers.bridge import BridgeNetwork
+from atoll.network.drivers.uplink import UplinkNetwork
 from atoll.network.drivers.user import UserNetwork
 from atoll.network.index import claim_index, indexes, release_index
-from atoll.network.model import Network, NetworkTraits
+from atoll.network.model import Mode, Network, NetworkTraits
 from atoll.network.network import NetworkDriver
+from atoll.network.proxy import Proxies
 from atoll.store.api import Store
 
 
 class Site(msgspec.Struct, frozen=True):
     """What networks need of this host. `tag`: 6 hexadecimal digits of the state directory's id. `directory`:
     where they keep runtime files (`naming.run_directory(tag)`). `local`: the host's own store. `host_ports`:
-    ports of the host that guests may reach."""
+    ports of the host that guests may reach. `proxies`: of this daemon."""
 
     tag: str
     directory: Path
     local: Store
     host_ports: tuple[int, ...] = ()
+    proxies: Proxies = msgspec.field(default_factory=Proxies)
 
 
 async def _bridge(record: Network, site: Site) -> NetworkDriver:
     index = await claim_index(site.local, record.id)
     directory = site.directory / record.id
-    return BridgeNetwork(record, tag=site.tag, index=index, directory=directory, host_ports=site.host_ports)
+    return BridgeNetwork(
+        record, tag=site.tag, index=index, directory=directory, host_ports=site.host_ports, proxies=site.proxies
+    )
+
+
+async def _uplink(record: Network, site: Site) -> NetworkDriver:
+    index = await claim_index(site.local, record.id)
+    return UplinkNetwork(record, tag=site.tag, index=index, directory=site.directory / record.id)
 
 
 async def _user(record: Network, _: Site) -> NetworkDriver:
@@ -41,8 +51,16 @@ async def _user(record: Network, _: Site) -> NetworkDriver:
 
 DRIVERS: dict[str, tuple[NetworkTraits, Callable[[Network, Site], Awaitable[NetworkDriver]]]] = {
     BridgeNetwork.name: (BridgeNetwork.traits, _bridge),
+    UplinkNetwork.name: (UplinkNetwork.traits, _uplink),
     UserNetwork.name: (UserNetwork.traits, _user),
 }
+BY_MODE: Mapping[Mode, str] = {
+    Mode.NAT: BridgeNetwork.name,
+    Mode.ROUTED: BridgeNetwork.name,
+    Mode.ISOLATED: BridgeNetwork.name,
+    Mode.BRIDGED: UplinkNetwork.name,
+}
+"""The driver of a network that people make."""
 
 
 def traits(driver: str) -> NetworkTraits:

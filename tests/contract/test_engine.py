@@ -14,6 +14,7 @@ from atoll.instance.engine import Furnish, Stream
 from atoll.instance.model import Disk, Limits, Nic, State
 from tests.kit.benches import SLOW, Bench, FakeBench, FullEngine, QemuBench, until
 from tests.kit.images import Image, tiny
+from tests.kit.plans import hardware, user_nic
 
 NOBODY = InstanceId(new_uuid())
 WANT = Furnish(
@@ -111,6 +112,28 @@ async def test_a_paused_guest_can_be_stopped(bench: Bench, engine: FullEngine) -
     await engine.pause(plan.id)
     await engine.stop(plan.id, grace=0)
     assert (await engine.observe())[plan.id].state is State.STOPPED
+
+
+async def test_nics_come_and_go_while_it_runs(bench: Bench, engine: FullEngine) -> None:
+    plan = await bench.plan(hardware=hardware())
+    await engine.start(plan)
+    slot = engine.place(plan.hardware)
+    assert slot not in (plan.hardware.disks[0].slot, plan.hardware.nics[0].slot)
+    added = replace(user_nic(slot), mac="52:54:00:00:00:77")
+    await engine.ready(plan.id, timeout=SLOW)
+    await engine.add_nic(plan.id, added)
+    await engine.add_nic(plan.id, added)
+    await engine.set_link(plan.id, slot, up=False)
+    await engine.set_link(plan.id, slot, up=True)
+    again = await bench.engine()
+    await engine.close()
+    await again.adopt()
+    await again.remove_nic(plan.id, slot)
+    await again.remove_nic(plan.id, slot)
+    await again.stop(plan.id, grace=0)
+    with pytest.raises((Absent, Refused)):
+        await again.add_nic(plan.id, added)
+    await again.close()
 
 
 async def test_absent_is_success_where_something_ends(engine: FullEngine) -> None:

@@ -4,6 +4,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 
+import msgspec
 import pytest
 
 from atoll.base.clock import now
@@ -11,9 +12,10 @@ from atoll.base.ids import NetworkId, PortId, new_uuid
 from atoll.network.addresses import choose_prefix, choose_subnet, draw_mac, eui64, gateway
 from atoll.network.drivers.bridge import BridgeNetwork
 from atoll.network.drivers.user import UserNetwork
-from atoll.network.model import Network, Port
+from atoll.network.groups import OUTWARDS, GroupPlan, GroupRule
+from atoll.network.model import Bandwidth, Network, Port, PortSettings
 from atoll.network.naming import run_directory
-from atoll.network.network import NetworkDriver
+from atoll.network.network import Filters, NetworkDriver
 from tests.kit.fake_network import FakeHost, FakeNetwork
 from tests.kit.netns import namespace
 
@@ -144,3 +146,38 @@ async def test_ports_of_one_network_only(again: Again, network: NetworkDriver, r
     before = await network.ports()
     await network.unplug(PortId(new_uuid()))
     assert await network.ports() == before
+
+
+async def test_groups_are_put_in_force_before_ports_and_changed_after(
+    network: NetworkDriver, record: Network
+) -> None:
+    if not network.traits.filters:
+        assert not isinstance(network, Filters)
+        return
+    assert isinstance(network, Filters)
+    rule = GroupRule(direction="ingress", protocol="tcp", port=80, group="other")
+    plans = [GroupPlan(id="web", rules=(rule,)), GroupPlan(id="other", rules=(OUTWARDS,))]
+    await network.set_groups(plans)
+    port = msgspec.structs.replace(make_port(record), settings=PortSettings(groups=("web",)))
+    await network.plug(port)
+    for addresses in (frozenset(port.addresses), frozenset[str]()):
+        await network.set_groups([GroupPlan(id="other", rules=(OUTWARDS, rule), addresses=addresses)])
+    await network.set_groups(plans)
+    await network.plug(msgspec.structs.replace(port, settings=PortSettings()))
+    await network.unplug(port.id)
+
+
+async def test_a_port_in_a_group_that_was_never_set(network: NetworkDriver, record: Network) -> None:
+    settings = PortSettings(groups=("never",))
+    await network.plug(msgspec.structs.replace(make_port(record), settings=settings))
+    await network.down()
+
+
+async def test_limits_are_set_changed_and_taken_away(network: NetworkDriver, record: Network) -> None:
+    port = make_port(record)
+    first = await network.plug(port)
+    for up, down in ((10**7, None), (10**7, 10**8), (None, None), (10**8, None)):
+        limits = PortSettings(up=Bandwidth(up), down=Bandwidth(down, guaranteed=10**6 if down else None))
+        if network.traits.filters:
+            assert await network.plug(msgspec.structs.replace(port, settings=limits)) == first
+    await network.unplug(port.id)

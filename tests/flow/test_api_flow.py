@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
+import msgspec
 import pytest
 
 from atoll.api import tls
@@ -241,7 +242,9 @@ async def test_the_rest_of_the_nouns(client: Client) -> None:
     host = (await client.hosts.list())[0]
     assert host == await client.hosts.get(host.id)
     assert (await client.hosts.probe(host.id, refresh=True))["cpus"] == 4
-    assert (await client.networks.list())[0] == await client.networks.get("default")
+    shown = await client.networks.get("default")
+    assert (await client.networks.list())[0] == msgspec.structs.replace(shown, warnings=())
+    assert shown.warnings == ("a firewall drops what is forwarded",)
     assert (await client.pools.list())[0] == await client.pools.get("default")
     assert [view.volume.name for view in await client.volumes.list()] == ["root"]
     assert await client.within("lab").volumes.list() == []

@@ -37,6 +37,13 @@ CALLS: dict[str, dict[str, Any]] = {
     "instance_exec": {"json": {"argv": ["echo", "hello"], "stdin": "AAE=", "env": {"A": "b"}}},
     "instance_push": {"params": {"path": "/a", "mode": "0755"}, "content": b"abc"},
     "instance_pull": {"params": {"path": "/a"}},
+    "instance_nic-add": {
+        "json": {"network": "default", "address": "10.9.8.9", "forwards": [{"port": 80, "to": 80}]}
+    },
+    "instance_nic-set": {"json": {"link": False, "down": {"ceiling": 1000000}}},
+    "network_create": {"json": {"name": "lan", "mode": "isolated", "subnets": ["10.1.2.0/24"]}},
+    "group_create": {"json": {"name": "db", "rules": [{"direction": "ingress", "protocol": "tcp", "port": 80}]}},
+    "group_change": {"json": {"add": [{"direction": "egress"}]}},
     "image_build": {"json": {"recipe": "tiny"}},
     "image_prune": {"params": {"unused": "true"}},
     "image_import": {"json": {"url": "https://example.org/disk.qcow2"}},
@@ -102,7 +109,12 @@ async def test_every_route_answers_as_described(kit: Kit) -> None:
                 described["responses"].keys()) else 200)  # fmt: skip
             thing = "default" if "{name}" in path and ("networks" in path or "pools" in path) else "web1"
             this = HOST if "hosts" in path else operation
-            url = path.replace("{project}", "default").replace("{name}", thing).replace("{id}", this)
+            url = (
+                path.replace("{project}", "default")
+                .replace("{name}", thing)
+                .replace("{id}", this)
+                .replace("{mac}", "52-54-00-12-34-56")
+            )
             response = await http.request(method, url, **call)
             assert response.status_code == expected, f"{id}: {response.status_code} {response.text}"
             check(described, response)

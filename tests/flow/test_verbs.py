@@ -22,8 +22,9 @@ from atoll.base.errors import (
 )
 from atoll.base.ids import Bytes
 from atoll.instance.admission import HostMemory
-from atoll.instance.model import MAY_FOLLOW, DiskSpec, Exit, Limits, Power, Restart, State
-from atoll.instance.verbs.args import Changes
+from atoll.instance.model import MAY_FOLLOW, DiskSpec, Exit, Limits, NicSpec, Power, Restart, State
+from atoll.instance.verbs.args import Changes, HostPort, NicChanges
+from atoll.network.model import Forward
 from atoll.operation.model import OperationStatus
 from tests.kit.world import GIB, World
 
@@ -146,6 +147,7 @@ async def test_memory_is_never_promised_twice(world: World) -> None:
     await world.launch("more", memory=Bytes(GIB))
 
 
+MAC = "02:00:00:00:00:01"
 VERBS: dict[str, dict[str, Any]] = {
     "instance.start": {},
     "instance.stop": {},
@@ -157,7 +159,11 @@ VERBS: dict[str, dict[str, Any]] = {
     "instance.rename": {"to": "other"},
     "instance.set": {"changes": Changes(description="x")},
     "instance.eject": {},
+    "instance.nic-add": {"nic": NicSpec()},
+    "instance.nic-set": {"mac": MAC, "changes": NicChanges(link=False)},
+    "instance.nic-remove": {"mac": MAC},
 }
+NICS = [verb for verb in VERBS if "nic" in verb]
 NO = None
 # What each verb leads to from each state: the state after it, or None where it is refused with a reason.
 TABLE: dict[State, dict[str, State | str | None]] = {
@@ -198,6 +204,9 @@ TABLE: dict[State, dict[str, State | str | None]] = {
     },
     State.GONE: dict.fromkeys(VERBS, NO) | {"instance.delete": "absent", "instance.delete --force": "absent"},
 }  # fmt: skip
+for state, row in TABLE.items():
+    settled_ = state in (State.STOPPED, State.RUNNING, State.PAUSED, State.BROKEN)
+    row.update(dict.fromkeys(NICS, state if settled_ else NO))
 
 
 def test_the_table_is_whole() -> None:
@@ -208,7 +217,7 @@ def test_the_table_is_whole() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("state", State)
 async def test_every_verb_in_every_state(world: World, state: State, verb: str) -> None:
-    web = await world.launch()
+    web = await world.launch(nics=(NicSpec(mac=MAC),))
     if state not in (State.RUNNING, State.STOPPING, State.MIGRATING, State.PAUSED):
         await world.do("instance.stop")
         web = await world.get()
@@ -311,3 +320,73 @@ async def test_stopping_by_hand_is_not_undone_by_the_policy(world: World) -> Non
     await world.do("instance.stop")
     await asyncio.sleep(0.1)
     assert (await world.get()).status.state is State.STOPPED
+
+
+async def test_a_nic_is_added_changed_and_removed(world: World) -> None:
+    web = await world.launch()
+    await world.do("instance.nic-add", nic=NicSpec(mac=MAC, forwards=(Forward(8080, 80),)))
+    [first, second] = (await world.get()).instance.hardware.nics
+    assert (second.mac, first.slot != second.slot) == (MAC, True)
+    assert [nic.slot for nic in world.guests.guests[web.id, web.status.generation].plan.nics] == [
+        first.slot,
+        second.slot,
+    ]
+    with pytest.raises(Exists, match="8080/tcp of this host leads to web"):
+        await world.launch("other", nics=(NicSpec(forwards=(Forward(8080, 80),)),))
+    with pytest.raises(Exists, match="is web's"):
+        await world.launch("other", nics=(NicSpec(mac=MAC),))
+    changes = NicChanges(link=False, add_forwards=(Forward(9090, 90),), remove_forwards=(HostPort(8080),))
+    await world.do("instance.nic-set", mac=MAC, changes=changes)
+    spec = (await world.get()).instance.spec.nics[1]
+    assert (spec.link, spec.forwards) == (False, (Forward(9090, 90),))
+    assert [nic.link for nic in world.guests.guests[web.id, web.status.generation].plan.nics] == [True, False]
+    await world.launch("other", nics=(NicSpec(forwards=(Forward(8080, 80),)),))
+    await world.do("instance.nic-remove", mac=MAC)
+    assert len((await world.get()).instance.hardware.nics) == len((await world.get()).instance.spec.nics) == 1
+    [network] = await world.here.supplies.networks.all()
+    assert {port.mac for port in await world.here.supplies.networks.ports(network.id)} & {MAC} == set()
+    with pytest.raises(Absent, match="has no NIC"):
+        await world.do("instance.nic-remove", mac=MAC)
+    for name in ("web", "other"):
+        await world.do("instance.delete", name, force=True)
+    assert await world.leftovers() == []
+
+
+@pytest.mark.parametrize(
+    ("part", "call", "error"),
+    [
+        ("net", "plug", Broken("no tap")),
+        ("engine", "add_nic", Broken("no slot")),
+        ("net", "up", Broken("no bridge")),
+    ],
+)
+async def test_a_nic_that_cannot_be_leaves_nothing(world: World, part: str, call: str, error: AtollError) -> None:
+    await world.launch()
+    before = await world.leftovers()
+    target: Any = next(iter(world.nets.values())) if part == "net" else world.engine
+    target.fail(call, error)
+    with pytest.raises(type(error), match=error.message):
+        await world.do("instance.nic-add", nic=NicSpec())
+    view = await world.get()
+    assert len(view.instance.hardware.nics) == len(view.instance.spec.nics) == 1
+    assert len(await world.leftovers()) == len(before)
+
+
+async def test_a_nic_that_must_wait_is_said_to(world: World) -> None:
+    await world.launch()
+    world.engine.fail("add_nic", Refused("a microvm takes no devices while it runs"), times=1)
+    await world.do("instance.nic-add", nic=NicSpec(mac=MAC))
+    assert (await world.get()).status.restart_for == ("nics",)
+    await world.do("instance.restart")
+    web = await world.get()
+    assert web.status.restart_for == ()
+    assert len(world.guests.guests[web.id, web.status.generation].plan.nics) == 2
+
+
+async def test_a_setting_that_fails_is_taken_back(world: World) -> None:
+    await world.launch(nics=(NicSpec(mac=MAC),))
+    next(iter(world.nets.values())).fail("plug", Refused("port 80/tcp of this host is in use"))
+    with pytest.raises(Refused, match="in use"):
+        await world.do("instance.nic-set", mac=MAC, changes=NicChanges(add_forwards=(Forward(80, 80),)))
+    assert (await world.get()).instance.spec.nics == (NicSpec(mac=MAC),)
+    await world.launch("other", nics=(NicSpec(forwards=(Forward(80, 80),)),))

@@ -11,7 +11,7 @@ import pytest
 
 from atoll.base.errors import Absent, AtollError, Broken, Exhausted, Exists, Invalid, Refused, Unreachable
 from atoll.base.ids import Bytes
-from atoll.instance.model import DiskUse, InstanceSpec, State
+from atoll.instance.model import DiskUse, InstanceSpec, NicSpec, State
 from atoll.storage.model import Life
 from atoll.store.api import Key, read_all
 from tests.kit.world import GIB, World
@@ -327,3 +327,19 @@ async def test_a_launch_that_fails_gives_its_volumes_back(world: World, call: st
     await world.do("instance.delete", force=True)
     await world.do("volume.delete", "data")
     assert await world.leftovers() == []
+
+
+async def test_disks_and_nics_that_come_at_once_have_places_of_their_own(world: World) -> None:
+    web = await world.launch()
+    for name in ("a", "b"):
+        await create(world, name)
+    await asyncio.gather(
+        world.do("volume.attach", "a", instance="web"),
+        world.do("instance.nic-add", "web", nic=NicSpec()),
+        world.do("volume.attach", "b", instance="web"),
+    )
+    hardware = (await world.get()).instance.hardware
+    taken = [*(disk.slot for disk in hardware.disks), *(nic.slot for nic in hardware.nics)]
+    assert (len(taken), len(set(taken))) == (5, 5)
+    plan = guest(world, web.id).plan
+    assert sorted(taken) == sorted([*(disk.slot for disk in plan.disks), *(nic.slot for nic in plan.nics)])

@@ -24,14 +24,18 @@ from atoll.instance.model import BootPlan, Disk, Hardware, Instance, InstanceSpe
 from atoll.instance.model import Limits as Shares
 from atoll.instance.seeds import SeedBook
 from atoll.instance.verbs.args import (
+    AddNicArgs,
     AttachVolumeArgs,
     DeleteArgs,
     LaunchArgs,
     NamedArgs,
+    RemoveNicArgs,
     RenameArgs,
     SetArgs,
+    SetNicArgs,
     StopArgs,
 )
+from atoll.network.args import ChangeGroupArgs, CreateGroupArgs, CreateNetworkArgs, GroupArgs, NetworkArgs
 from atoll.operation.book import OperationBook
 from atoll.operation.events import Events
 from atoll.operation.journal import Journal
@@ -47,7 +51,7 @@ from atoll.storage.args import (
 )
 from atoll.store.api import Revision
 from atoll.store.memory import MemoryStore
-from tests.kit.fake_resources import DIGEST, GIB, FakeHost, FakeImages, FakeNetworks, FakePools
+from tests.kit.fake_resources import DIGEST, GIB, FakeGroups, FakeHost, FakeImages, FakeNetworks, FakePools
 
 HOST = HostId("7c0e5c1e-6e0e-4a1f-9d6b-0d7d6f3b1a2c")
 
@@ -288,7 +292,20 @@ class FakeVerbs:
             ("pool.delete", PoolArgs, self.pools.change_pool),
             ("image.import", ImportArgs, self.images.bring),
         ]
+        table += [
+            ("network.create", CreateNetworkArgs, self.accept),
+            ("network.delete", NetworkArgs, self.accept),
+            ("group.create", CreateGroupArgs, self.accept),
+            ("group.change", ChangeGroupArgs, self.accept),
+            ("group.delete", GroupArgs, self.accept),
+            ("instance.nic-add", AddNicArgs, self.accept),
+            ("instance.nic-set", SetNicArgs, self.accept),
+            ("instance.nic-remove", RemoveNicArgs, self.accept),
+        ]
         return [Pretend(name, args, act, self.pace) for name, args, act in table]
+
+    async def accept(self, args: msgspec.Struct) -> None:
+        """What the app's tests look at is the way there."""
 
     async def launch(self, args: LaunchArgs) -> None:
         state = State.RUNNING if args.start else State.STOPPED
@@ -367,6 +384,7 @@ async def make_kit(*, instances: Any = None, limits: Limits | None = None, **ser
         engines={Kind.VM: engine},
         images=images,
         networks=FakeNetworks(),
+        groups=FakeGroups(),
         pools=pools,
         tokens=TokenBook(store),
         host=FakeHost(),

@@ -14,7 +14,7 @@ from atoll.base.units import MiB
 from atoll.host import cgroups, process
 from atoll.host.probe.accel import Accel
 from atoll.host.run import run
-from atoll.instance.engine import Consoles, Disks, Displays, Ejects, Engine, Executes, Measures
+from atoll.instance.engine import Consoles, Disks, Displays, Ejects, Engine, Executes, HotNics, Measures
 from atoll.instance.engines.qemu import adopt
 from atoll.instance.engines.qemu.engine import Qemu
 from atoll.instance.model import BootPlan, DirectBoot, DiskPlan, Exit, State
@@ -27,7 +27,7 @@ SLOW = 120.0
 """Seconds for a guest under TCG on a busy machine."""
 
 
-class FullEngine(Engine, Consoles, Executes, Measures, Displays, Ejects, Disks, Protocol):
+class FullEngine(Engine, Consoles, Executes, Measures, Displays, Ejects, Disks, HotNics, Protocol):
     pass
 
 

@@ -34,8 +34,8 @@ INSTANCES = "/v1/projects/default/instances"
 HELD = {
     "shared": (
         "/instances/", "/instance-status/", "/instance-names/", "/volumes/", "/volume-names/", "/attachments/",
-        "/ports/",
-        "/addresses/", "/macs/", "/image-refs/", "/operations-running/",
+        "/ports/", "/addresses/", "/macs/", "/host-ports/", "/groups/", "/subnets/", "/network-names/",
+        "/networks-ending/", "/image-refs/", "/operations-running/",
     ),
     "local": ("/journal/", "/uids/"),
 }  # fmt: skip

@@ -15,7 +15,19 @@ from atoll.base.ids import Bytes, Generation, InstanceId
 from atoll.base.units import MiB
 from atoll.instance.engine import EngineTraits, Furnish, GuestEvent, Observed, Outcome, Stats
 from atoll.instance.engines.qemu.feed import Feed
-from atoll.instance.model import BootPlan, CdromPlan, Disk, DiskPlan, Exit, Hardware, Kind, Limits, State, Style
+from atoll.instance.model import (
+    BootPlan,
+    CdromPlan,
+    Disk,
+    DiskPlan,
+    Exit,
+    Hardware,
+    Kind,
+    Limits,
+    NicPlan,
+    State,
+    Style,
+)
 from tests.kit.faults import Faults
 
 CRASH = "killed by SIGKILL"
@@ -216,6 +228,27 @@ class FakeEngine(Faults):
     async def mounts(self, guest: InstanceId, slot: int) -> tuple[str, ...]:
         self.maybe("mounts")
         return self._alive(guest).mounts.get(slot, ())
+
+    def place(self, hardware: Hardware) -> int:
+        taken = {disk.slot for disk in hardware.disks} | {nic.slot for nic in hardware.nics}
+        return next(slot for slot in range(1, 99) if slot not in taken)
+
+    async def add_nic(self, guest: InstanceId, nic: NicPlan) -> None:
+        self.maybe("add_nic")
+        held = self._alive(guest)
+        others = tuple(one for one in held.plan.nics if one.slot != nic.slot)
+        held.plan = replace(held.plan, nics=(*others, nic))
+
+    async def remove_nic(self, guest: InstanceId, slot: int) -> None:
+        self.maybe("remove_nic")
+        held = self._alive(guest)
+        held.plan = replace(held.plan, nics=tuple(nic for nic in held.plan.nics if nic.slot != slot))
+
+    async def set_link(self, guest: InstanceId, slot: int, *, up: bool) -> None:
+        self.maybe("set_link")
+        held = self._alive(guest)
+        nics = tuple(replace(nic, link=up) if nic.slot == slot else nic for nic in held.plan.nics)
+        held.plan = replace(held.plan, nics=nics)
 
     async def forget(self, guest: InstanceId) -> None:
         held = self._held.get(guest)

@@ -16,6 +16,7 @@ from atoll.image.imports import ImportArgs
 from atoll.image.model import File, Image, Manifest
 from atoll.image.staging import Upload
 from atoll.instance.verbs.args import AttachVolumeArgs
+from atoll.network.groups import Group
 from atoll.network.model import Network, Port
 from atoll.storage.args import (
     CreatePoolArgs,
@@ -108,6 +109,24 @@ class FakeNetworks:
 
     async def ports(self, network: NetworkId) -> Sequence[Port]:
         return [Port(id="p1", network=network, instance="i1", mac="52:54:00:12:34:56", addresses=("10.9.8.7",))]  # type: ignore[arg-type]
+
+    async def warnings(self, network: Network) -> Sequence[str]:
+        return ["a firewall drops what is forwarded"]
+
+
+class FakeGroups:
+    group = Group(id="g1", project="default", name="web1", created=clock.now())
+
+    async def list(self, project: str) -> Sequence[Group]:
+        return [self.group] if project == "default" else []
+
+    async def get(self, project: str, name: str) -> Group:
+        if (project, name) != ("default", "web1"):
+            raise Absent(f"there is no group {name}")
+        return self.group
+
+    async def users(self, group: Group) -> Sequence[str]:
+        return ["web1"]
 
 
 class FakePools:

@@ -4,10 +4,12 @@ import contextlib
 import secrets
 import subprocess
 from pathlib import Path
+from typing import Any
 
+from atoll.network import naming
 from atoll.network.book import NetworkBook
 from atoll.network.drivers.bridge import BridgeNetwork
-from atoll.network.model import Network, Port
+from atoll.network.model import Network, Port, PortSettings, PortWish
 from atoll.network.naming import run_directory
 from atoll.store.memory import MemoryStore
 from tests.kit.netns import Namespace, namespace
@@ -52,8 +54,8 @@ class Guest:
         lines = [line for line in answer.splitlines() if line.startswith("Address:") or "name = " in line]
         return [line.rpartition("name = ")[2].removeprefix("Address:").strip() for line in lines]
 
-    def connects(self, address: str, port: int) -> bool:
-        code = f"import socket; socket.create_connection(({address!r}, {port}), 2)"
+    def connects(self, address: str, port: int, *, within: float = 2) -> bool:
+        code = f"import socket; socket.create_connection(({address!r}, {port}), {within})"
         return subprocess.run(self.wire.argv("python3", "-c", code), capture_output=True).returncode == 0
 
 
@@ -69,15 +71,16 @@ class Lab:
         self._script.write_text(CONFIGURE)
         self._script.chmod(0o755)
 
-    async def network(self, name: str) -> Network:
-        return await self.book.create("default", name, "bridge")
+    async def network(self, name: str, **settings: Any) -> Network:
+        return await self.book.create("default", name, "bridge", **settings)
 
-    def driver(self, record: Network, index: int = 1, **options: tuple[int, ...]) -> BridgeNetwork:
+    def driver(self, record: Network, index: int = 1, **options: Any) -> BridgeNetwork:
         directory = run_directory(self.tag) / record.id
         return BridgeNetwork(record, tag=self.tag, index=index, directory=directory, **options)
 
-    async def port(self, record: Network, name: str) -> Port:
-        port, txn = await self.book.plan_port(record, project="default", instance=name, name=name)
+    async def port(self, record: Network, name: str, **settings: Any) -> Port:
+        wish = PortWish(settings=PortSettings(**settings))
+        port, txn = await self.book.plan_port(record, project="default", instance=name, name=name, wish=wish)
         await self.store.commit(txn)
         return port
 
@@ -85,17 +88,31 @@ class Lab:
         await driver.plug(port)
         return self.attach(driver, port)
 
-    def attach(self, driver: BridgeNetwork, port: Port) -> Guest:
+    async def held(self, driver: BridgeNetwork, port: Port) -> Guest:
+        """One whose link is the port's, so that guards, groups and limits are about it: its tap gives way to it."""
+        link = (await driver.plug(port)).link
+        self.host.run("ip", "link", "del", link)
+        guest = self.attach(driver, port, link=link)
+        alias, group = naming.port_alias(port.network, port.id), str(naming.link_group(self.tag))
+        self.host.run("ip", "link", "set", link, "alias", alias, "group", group)
+        for address in port.addresses:
+            length, dad = ("64", ["nodad"]) if ":" in address else ("24", [])
+            guest.run("ip", "addr", "add", f"{address}/{length}", "dev", "eth0", *dad)
+        return guest
+
+    def attach(self, driver: BridgeNetwork, port: Port, *, link: str = "") -> Guest:
         wire = self._stack.enter_context(namespace("guest"))
         guest = Guest(wire, port, self._script)
         guest.resolv.parent.mkdir(parents=True)
         guest.resolv.touch()
         self._stack.callback(_remove, guest.resolv)
-        self.wire(wire, "eth0", port.mac, driver)
+        self.wire(wire, "eth0", port.mac, driver, end=link)
         return guest
 
-    def wire(self, other: Namespace, name: str, mac: str, driver: BridgeNetwork | None = None) -> str:
-        end = f"v{secrets.token_hex(4)}"
+    def wire(
+        self, other: Namespace, name: str, mac: str, driver: BridgeNetwork | None = None, *, end: str = ""
+    ) -> str:
+        end = end or f"v{secrets.token_hex(4)}"
         self.host.run("ip", "link", "add", end, "type", "veth", "peer", "name", name, "netns", other.name)
         other.run("ip", "link", "set", name, "address", mac, "up")
         master = ["master", driver._bridge] if driver else []

@@ -30,8 +30,11 @@ from atoll.instance.verbs.delete import Delete
 from atoll.instance.verbs.disks import AttachVolume, DetachVolume, GrowVolume
 from atoll.instance.verbs.launch import Launch
 from atoll.instance.verbs.media import Eject
+from atoll.instance.verbs.nic import AddNic, RemoveNic, SetNic
 from atoll.instance.verbs.power import Pause, Restart, Resume, Revive, Start, Stop
 from atoll.network.book import NetworkBook
+from atoll.network.enforce import Enforcer
+from atoll.network.groupbook import GroupBook
 from atoll.network.model import Network
 from atoll.operation.book import OperationBook
 from atoll.operation.events import Events
@@ -86,7 +89,10 @@ class World:
         self.here = Here(
             host, InstanceBook(self.shared), {Kind.VM: self.engine}, supplies, None, lambda: self.memory, events
         )
-        verbs = (Launch, Start, Revive, Stop, Restart, Pause, Resume, Delete, Set, Rename, Eject)
+        verbs = (
+            *(Launch, Start, Revive, Stop, Restart, Pause, Resume, Delete, Set, Rename, Eject),
+            *(AddNic, RemoveNic, SetNic),
+        )
         self.operations.know(*(verb(self.here) for verb in verbs), undoers=undoers(self.here))
         self._know_storage()
         self.keeper = Keeper(self.here, self.operations, back_off=self.back_off)
@@ -115,10 +121,11 @@ class World:
         async def realise(record: Network) -> FakeNetwork:
             return self.nets.setdefault(record.id, FakeNetwork(record))
 
+        groups = GroupBook(self.shared)
+        enforcer = Enforcer(networks, groups, realise)
         boots = Boots(self.root / "instances", library, SeedBook(self.shared))
-        return Supplies(
-            self.shared, images, library, storage, pools, networks, realise, host, asyncio.Lock(), boots
-        )
+        nouns = (self.shared, images, library, storage, pools, networks, realise, host)
+        return Supplies(*nouns, asyncio.Lock(), groups, enforcer, boots)
 
     def _driver(self, pool: Pool, _: Site) -> FakePool:
         return self.pool if pool.name == "default" else self.pools.setdefault(pool.id, FakePool(pool.name))

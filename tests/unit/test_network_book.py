@@ -156,7 +156,7 @@ async def test_a_network_without_subnets_plans_no_address(store: MemoryStore, bo
 async def test_a_used_network_is_not_deleted(store: MemoryStore, book: NetworkBook) -> None:
     network = await book.create("default", "blue", "bridge")
     port = await plug(store, book, network, "web")
-    with pytest.raises(Refused, match="id-web"):
+    with pytest.raises(Refused, match="web"):
         await book.delete(network)
     assert await book.get("default", "blue") == network
     await store.commit(await book.release_port(network.id, port.id))
@@ -193,7 +193,7 @@ async def test_a_port_that_comes_while_the_network_goes(store: MemoryStore) -> N
     book = NetworkBook(slow)
     network = await book.create("default", "blue", "bridge")
     port, slow.late = await book.plan_port(network, project="default", instance="guest", name="web")
-    with pytest.raises(Refused, match="guest"):
+    with pytest.raises(Refused, match="web"):
         await book.delete(network)
     assert await book.get("default", "blue") == network
     await slow.commit(await book.release_port(network.id, port.id))

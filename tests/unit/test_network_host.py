@@ -15,7 +15,7 @@ from atoll.network.drivers.user import UserNetwork
 from atoll.network.index import claim_index, indexes, release_index
 from atoll.network.leases import Lease, keep_leases, read_leases, release_message
 from atoll.network.model import Network, Port
-from atoll.network.rules import nat_rules
+from atoll.network.rules import host_rules
 from atoll.store.api import Key, read_all
 from atoll.store.memory import MemoryStore
 
@@ -70,9 +70,9 @@ async def test_numbers_are_claimed_once_and_reused() -> None:
 
 
 def test_the_mark_changes_with_the_rules() -> None:
-    first, marks = nat_rules("t", "br", ["10.7.8.0/24"], ["10.7.8.1"])
-    again, same = nat_rules("t", "br", ["10.7.8.0/24"], ["10.7.8.1"])
-    other, different = nat_rules("t", "br", ["10.7.8.0/24"], ["10.7.8.1"], [80])
+    first, marks = host_rules("t", "br", ["10.7.8.0/24"], ["10.7.8.1"])
+    again, same = host_rules("t", "br", ["10.7.8.0/24"], ["10.7.8.1"])
+    other, different = host_rules("t", "br", ["10.7.8.0/24"], ["10.7.8.1"], [80])
     assert first == again
     assert marks == same
     assert set(marks).isdisjoint(different)

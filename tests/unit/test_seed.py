@@ -14,7 +14,7 @@ from atoll.instance import seed
 from atoll.instance.model import CloudInit
 from atoll.instance.seed import Lan
 from atoll.instance.seeds import SeedBook
-from atoll.network.model import Network
+from atoll.network.model import Mode, Network
 from atoll.store.memory import MemoryStore
 
 NETWORK = Network(
@@ -65,6 +65,13 @@ def test_without_a_gateway_there_is_no_route() -> None:
     card = seed.network_config([Lan(LAN.mac, LAN.addresses, alone)])["ethernets"]["nic0"]
     assert card["routes"] == []
     assert "nameservers" not in card
+
+
+def test_the_gateway_of_an_isolated_network_leads_nowhere() -> None:
+    isolated = msgspec.structs.replace(NETWORK, mode=Mode.ISOLATED)
+    card = seed.network_config([Lan(LAN.mac, LAN.addresses, isolated)])["ethernets"]["nic0"]
+    assert card["routes"] == []
+    assert card["nameservers"]["addresses"] == list(NETWORK.gateways)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Images and networks of a project."""
+"""Images of a project."""
 
 from typing import Literal
 
@@ -7,15 +7,13 @@ import msgspec
 from atoll.api.route import Call, Reply, Routes, answer
 from atoll.base.errors import Absent
 from atoll.base.names import check_label, did_you_mean, image_name
-from atoll.client.wire import BuildBody, NetworkView, RenameBody
+from atoll.client.wire import BuildBody, RenameBody
 from atoll.image.args import BuildArgs, ImageArgs, PruneArgs, RenameImageArgs
 from atoll.image.model import Image
-from atoll.network.model import Network
 from atoll.operation.model import Operation
 
 routes = Routes()
 IMAGES = "/projects/{project}/images"
-NETWORKS = "/projects/{project}/networks"
 
 
 class PruneQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,19 +63,3 @@ async def rename_image(call: Call, body: RenameBody) -> Reply:
     """Give an image another name."""
     to = check_label(body.to, field="to")
     return await call.submit("image.rename", RenameImageArgs(project=call.project, name=call.name, to=to))
-
-
-@routes.add("GET", NETWORKS, action="network.list", answer=list[NetworkView])
-async def list_networks(call: Call) -> Reply:
-    """Networks of a project with their ports."""
-    return answer([await _network(call, each) for each in await call.services.networks.list(call.project)])
-
-
-@routes.add("GET", NETWORKS + "/{name}", action="network.read", answer=NetworkView)
-async def get_network(call: Call) -> Reply:
-    """One network with its ports."""
-    return answer(await _network(call, await call.services.networks.get(call.project, call.name)))
-
-
-async def _network(call: Call, network: Network) -> NetworkView:
-    return NetworkView(network=network, ports=tuple(await call.services.networks.ports(network.id)))

@@ -31,6 +31,7 @@ LINKS = {
     "instances": "/v1/projects/{project}/instances",
     "images": "/v1/projects/{project}/images",
     "networks": "/v1/projects/{project}/networks",
+    "groups": "/v1/projects/{project}/groups",
     "pools": "/v1/projects/{project}/pools",
     "volumes": "/v1/projects/{project}/volumes",
     "history": "/v1/projects/{project}/history",

@@ -6,7 +6,19 @@ import msgspec
 from msgspec import Meta
 
 from atoll.base.ids import Generation
-from atoll.instance.model import Autostart, Cpus, DiskUse, InstanceSpec, Label, Limits, Restart, Size, Text
+from atoll.instance.model import (
+    Autostart,
+    Cpus,
+    DiskUse,
+    InstanceSpec,
+    Label,
+    Limits,
+    NicSpec,
+    Restart,
+    Size,
+    Text,
+)
+from atoll.network.model import Bandwidth, Forward, PortNumber, Protocol
 from atoll.storage.model import Bus, Cache
 
 GRACE = 30.0
@@ -111,3 +123,39 @@ class PushArgs(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     path: str
     mode: int = 0o644
+
+
+class AddNicArgs(msgspec.Struct, frozen=True, kw_only=True):
+    project: str
+    name: str
+    nic: NicSpec
+
+
+class RemoveNicArgs(msgspec.Struct, frozen=True, kw_only=True):
+    project: str
+    name: str
+    mac: str
+
+
+class HostPort(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    port: PortNumber
+    protocol: Protocol = "tcp"
+
+
+class NicChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A change of a NIC's settings: what is not given stays."""
+
+    link: bool | msgspec.UnsetType = msgspec.UNSET
+    guard: bool | msgspec.UnsetType = msgspec.UNSET
+    groups: Annotated[tuple[Label, ...], Meta(max_length=8)] | msgspec.UnsetType = msgspec.UNSET
+    down: Bandwidth | msgspec.UnsetType = msgspec.UNSET
+    up: Bandwidth | msgspec.UnsetType = msgspec.UNSET
+    add_forwards: Annotated[tuple[Forward, ...], Meta(max_length=64)] = ()
+    remove_forwards: Annotated[tuple[HostPort, ...], Meta(max_length=64)] = ()
+
+
+class SetNicArgs(msgspec.Struct, frozen=True, kw_only=True):
+    project: str
+    name: str
+    mac: str
+    changes: NicChanges

@@ -1,23 +1,25 @@
-"""A Linux bridge on this host, with NAT to everywhere else, and DHCP and names by dnsmasq.
+"""A Linux bridge of our own on this host, with DHCP and names by dnsmasq, and what its network's mode lets pass.
 
-Guests of one network share its link; those of different networks reach each other by nothing. IPv6 is there
-when the kernel has it: a unique local prefix announced by router advertisements, in which each guest makes
-the address that its MAC implies (EUI-64), which is the planned one.
+Guests of one network share its link. IPv6 is there when the kernel has it: a prefix announced by router
+advertisements, in which each guest makes the address that its MAC implies (EUI-64), which is the planned one.
 """
 
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 from pathlib import Path
 
-from atoll.base.errors import Exhausted
 from atoll.base.ids import PortId
 from atoll.host import nft, sysctl
-from atoll.host.links import Link, Links, names
+from atoll.host.links import Links
 from atoll.network import naming
 from atoll.network.addresses import fixed_mac
 from atoll.network.dnsmasq import Dnsmasq
-from atoll.network.model import Network, NetworkTraits, Plugged, Port
-from atoll.network.rules import FAMILY, nat_rules
+from atoll.network.drivers.taps import Taps
+from atoll.network.foreign import foreign_firewalls
+from atoll.network.groups import GroupPlan
+from atoll.network.model import Mode, Network, NetworkTraits, Plugged, Port
+from atoll.network.proxy import Proxies
+from atoll.network.rules import FAMILY, FORWARDS, forward_rules, host_rules
 
 
 class BridgeNetwork:
@@ -27,19 +29,33 @@ class BridgeNetwork:
     """
 
     name = "bridge"
-    traits = NetworkTraits(serves_dhcp=True, plans_addresses=True, resolves_names=True)
+    traits = NetworkTraits(
+        serves_dhcp=True, plans_addresses=True, resolves_names=True, forwards="live", filters=True
+    )
 
     def __init__(
-        self, record: Network, *, tag: str, index: int, directory: Path, host_ports: Sequence[int] = ()
+        self,
+        record: Network,
+        *,
+        tag: str,
+        index: int,
+        directory: Path,
+        host_ports: Sequence[int] = (),
+        proxies: Proxies | None = None,
     ) -> None:
         self._record = record
-        self._tag = tag
         self._bridge = naming.bridge_name(tag, index)
         self._table = naming.table_name(tag, index)
         self._links = Links(naming.link_group(tag))
+        self._proxies = proxies or Proxies()
         self._ipv6 = sysctl.has_ipv6() and any(":" in subnet for subnet in record.subnets)
         self._dnsmasq = Dnsmasq(record, link=self._bridge, directory=directory, ipv6=self._ipv6)
-        self._rules, self._marks = nat_rules(self._table, self._bridge, record.subnets, record.gateways, host_ports)
+        self._taps = Taps(
+            record, self._links, tag=tag, index=index, bridge=self._bridge, directory=directory, pinned=True
+        )
+        self._rules, self._marks = host_rules(
+            self._table, self._bridge, record.subnets, record.gateways, host_ports, mode=record.mode
+        )
 
     async def up(self) -> None:
         """Also mends whatever of it is missing or changed."""
@@ -53,72 +69,59 @@ class BridgeNetwork:
         )
         self._set_kernel()
         present = await nft.comments(FAMILY, self._table)
-        if present != self._marks:
+        if [comment for comment in present if comment.startswith("atoll ")] != self._marks:
             set_table = nft.replace_table if present else nft.fill_table
             await set_table(FAMILY, self._table, self._rules)
+            await self._set_forwards()
+        await self._taps.up()
         if made:
-            await self._reattach()
+            await self._taps.reattach()
         await self._dnsmasq.ensure(afresh=made)
 
     async def down(self) -> None:
+        for port in self._taps.placed():
+            await self._proxies.set(port.id, (), "")
+        await self._taps.down()
         await self._dnsmasq.stop()
-        await self._links.delete([*(tap.name for tap in await self._taps()), self._bridge])
+        await self._links.delete([self._bridge])
         await nft.delete_table(FAMILY, self._table)
 
     async def plug(self, port: Port, *, owner: int | None = None) -> Plugged:
         """Entries first: they are found and removed by the port's id, whatever became of its link."""
         self._dnsmasq.add(port)
-        name = await self._tap(port.id)
-        mtu, alias = self._record.mtu, naming.port_alias(self._record.id, port.id)
-        await self._links.make_tap(name, bridge=self._bridge, owner=owner, mtu=mtu, alias=alias)
-        if sysctl.has_ipv6():
-            # The host itself has nothing to say on a guest's wire.
-            sysctl.write(f"ipv6/conf/{name}/disable_ipv6", "1")
-        return Plugged("tap", link=name, mtu=mtu)
+        plugged = await self._taps.plug(port, owner=owner)
+        four = next((address for address in port.addresses if ":" not in address), "")
+        # A taken port of the host is found out by the proxy, before packets are led away from whoever has it.
+        await self._proxies.set(port.id, port.settings.forwards if four else (), four)
+        await self._set_forwards()
+        return plugged
 
     async def unplug(self, port: PortId) -> None:
-        alias = naming.port_alias(self._record.id, port)
-        for attempt in range(naming.ATTEMPTS):
-            name = naming.tap_name(self._tag, port, attempt)
-            link = await self._links.get(name)
-            # Without an alias its making was interrupted.
-            if link and link.alias in ("", alias):
-                await self._links.delete([name])
+        await self._proxies.set(port, (), "")
+        await self._taps.unplug(port)
+        await self._set_forwards()
         self._dnsmasq.remove(port)
 
     async def ports(self) -> Mapping[PortId, Plugged]:
-        found = {}
-        for link in await self._links.attached(self._bridge):
-            if port := naming.port_of(link.alias, self._record.id):
-                found[port] = Plugged("tap", link=link.name, mtu=link.mtu)
-        return found
+        return await self._taps.ports()
+
+    async def set_groups(self, plans: Sequence[GroupPlan]) -> None:
+        await self._taps.set_groups(plans)
 
     async def warnings(self) -> list[str]:
         """What of this host keeps the network from working wholly, for people."""
-        return [
-            f"the packet filter chain {chain!r} drops what is forwarded: allow {self._bridge} there"
-            for chain in await nft.forward_drops()
-        ]
-
-    async def _tap(self, port: PortId) -> str:
-        alias = naming.port_alias(self._record.id, port)
-        for attempt in range(naming.ATTEMPTS):
-            name = naming.tap_name(self._tag, port, attempt)
-            link = await self._links.get(name)
-            if link is None or link.alias in ("", alias):
-                return name
-        raise Exhausted(f"every link name of port {port} is taken", hint=f"ip link show group {self._links.group}")
-
-    async def _reattach(self) -> None:
-        """Taps outlive a bridge that somebody deleted; their guests come back with it."""
-        for tap in await self._taps():
-            await self._links.attach(tap.name, self._bridge)
-
-    async def _taps(self) -> list[Link]:
-        """Also those that are on no bridge."""
-        if not any(naming.is_tap(self._tag, name) for name in names()):
+        if self._record.mode is Mode.ISOLATED:
             return []
-        return [link for link in await self._links.ours() if naming.port_of(link.alias, self._record.id)]
+        return await foreign_firewalls(self._bridge)
+
+    async def _set_forwards(self) -> None:
+        wanted, comments = forward_rules(self._table, self._taps.placed())
+        if self._record.mode is Mode.ISOLATED:
+            return
+        present = [c for c in await nft.comments(FAMILY, self._table) if c.startswith("forward ")]
+        if present != comments:
+            chain = {"family": FAMILY, "table": self._table, "name": FORWARDS}
+            await nft.apply([{"flush": {"chain": chain}}, *wanted])
 
     def _addresses(self) -> list[str]:
         pairs = zip(self._record.gateways, self._record.subnets, strict=True)
@@ -126,9 +129,10 @@ class BridgeNetwork:
         return [address for address in found if self._ipv6 or ":" not in address]
 
     def _set_kernel(self) -> None:
-        sysctl.forward_ipv4()
+        if self._record.mode is not Mode.ISOLATED:
+            sysctl.forward_ipv4()
         if sysctl.has_ipv6():
             # A guest may advertise itself as a router: the host must not believe it.
             sysctl.write(f"ipv6/conf/{self._bridge}/accept_ra", "0")
-        if self._ipv6:
+        if self._ipv6 and self._record.mode is not Mode.ISOLATED:
             sysctl.forward_ipv6()

@@ -16,7 +16,7 @@ class UserNetwork:
     guests of the network cannot reach it nor know its name. They all may have the same address."""
 
     name = "user"
-    traits = NetworkTraits()
+    traits = NetworkTraits(forwards="start")
 
     def __init__(self, record: Network) -> None:
         self._record = record
@@ -29,7 +29,8 @@ class UserNetwork:
     async def plug(self, port: Port, *, owner: int | None = None) -> Plugged:  # noqa: ARG002 - there is no link
         subnet = next((net for net in self._record.subnets if ":" not in net), SUBNET)
         planned = next((address for address in port.addresses if ":" not in address), None)
-        return Plugged("user", subnet=subnet, address=planned or str(ip_network(subnet)[ADDRESS]))
+        address = planned or str(ip_network(subnet)[ADDRESS])
+        return Plugged("user", subnet=subnet, address=address, forwards=port.settings.forwards)
 
     async def unplug(self, port: PortId) -> None: ...
 

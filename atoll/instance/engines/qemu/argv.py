@@ -72,8 +72,8 @@ def build(plan: BootPlan, handed: Handed, *, tag: str) -> list[str]:
     line += _channels(plan, handed)
     for number, disk in enumerate(plan.disks):
         line += _disk(plan, disk, handed.disks[number])
-    for number, nic in enumerate(plan.nics):
-        line += _nic(plan, nic, handed.nics[number])
+    for number, each in enumerate(plan.nics):
+        line += nic(plan, each, handed.nics[number])
     return line + firmware.media(plan, handed.boot)
 
 
@@ -226,12 +226,14 @@ def disk_devices(plan: BootPlan, disk: DiskPlan) -> list[dict[str, object]]:
     return [{"driver": outer, **seat, "id": controller}, {"driver": inner, "bus": f"{controller}.0", **what}]
 
 
-def _nic(plan: BootPlan, nic: NicPlan, handed: NicHanded) -> list[str]:
+def nic(plan: BootPlan, nic: NicPlan, handed: NicHanded) -> list[str]:
+    """Two options with a word each: the backend and the device."""
     id, plugged = f"net{nic.slot}", nic.plugged
     if plugged.backend == "user":
         start = f",dhcpstart={plugged.address}" if plugged.address else ""
         net = f",net={plugged.subnet}" if plugged.subnet else ""
-        backend = f"user,id={id}{net}{start},hostname={plan.name}"
+        forwards = "".join(f",hostfwd={each.protocol}::{each.port}-:{each.to}" for each in plugged.forwards)
+        backend = f"user,id={id}{net}{start},hostname={plan.name}{forwards}"
     else:
         vhost = f",vhost=on,vhostfd={handed.vhost}" if handed.vhost >= 0 else ""
         backend = f"tap,id={id},fd={handed.fd}{vhost}"

@@ -25,6 +25,7 @@ from atoll.instance.engines.qemu import (
     hotplug,
     inside,
     machine,
+    nics,
     screen,
     stats,
     tsc,
@@ -36,7 +37,7 @@ from atoll.instance.engines.qemu.guest import Guest
 from atoll.instance.engines.qemu.rundir import Handle, RunDir, tail
 from atoll.instance.engines.qemu.space import SpaceWatch
 from atoll.instance.engines.qemu.spawn import bounds, spawn
-from atoll.instance.model import BootPlan, Disk, DiskPlan, Hardware, Kind, Limits, State
+from atoll.instance.model import BootPlan, Disk, DiskPlan, Hardware, Kind, Limits, NicPlan, State
 
 MONITOR_IN = 60.0
 """Seconds for QEMU to answer at its start: it may have much memory to set up, on a busy host."""
@@ -280,7 +281,7 @@ class Qemu:
         for guest in self._guests.values():
             guest.run.trim_logs()
 
-    # beside the contract: Consoles, Executes, Measures, Displays, Ejects
+    # beside the contract: Consoles, Executes, Measures, Displays, Ejects, HotNics
 
     async def console(self, guest: InstanceId) -> Stream:
         return await self._guest(guest).console.open()
@@ -308,6 +309,18 @@ class Qemu:
         held = self._guest(guest)
         if held.plan.cdrom is not None:
             await held.monitor().execute("eject", {"id": firmware.CDROM, "force": True})
+
+    def place(self, hardware: Hardware) -> int:
+        return nics.free_slot(hardware)
+
+    async def add_nic(self, guest: InstanceId, nic: NicPlan) -> None:
+        await nics.add(self._guest(guest), nic)
+
+    async def remove_nic(self, guest: InstanceId, slot: int) -> None:
+        await nics.remove(self._guest(guest), slot)
+
+    async def set_link(self, guest: InstanceId, slot: int, *, up: bool) -> None:
+        await nics.set_link(self._guest(guest), slot, up=up)
 
     async def stats(self, guest: InstanceId) -> Stats:
         held = self._guest(guest)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
@@ -22,7 +22,7 @@ from atoll.instance.engines.qemu.console import Console
 from atoll.instance.engines.qemu.exitreason import Remains
 from atoll.instance.engines.qemu.rundir import Handle, RunDir
 from atoll.instance.engines.qemu.spawn import path_of
-from atoll.instance.model import BootPlan, DiskPlan, Exit, Limits, State
+from atoll.instance.model import BootPlan, Exit, Limits, State
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +128,9 @@ class Guest:
 
     async def launch(self) -> None:
         """Let a guest that was started frozen run."""
+        for nic in self.plan.nics:
+            if not nic.link:
+                await self.monitor().execute("set_link", {"name": f"nic{nic.slot}", "up": False})
         await self.monitor().execute("cont")
         self._state = State.RUNNING
 
@@ -222,13 +225,10 @@ class Guest:
 
     def relimit(self, limits: Limits) -> None:
         """Remember, also for an engine that adopts it, what it is limited to now."""
-        self._replan(replace(self.plan, limits=limits))
+        self.replan(replace(self.plan, limits=limits))
 
-    def redisk(self, disks: Iterable[DiskPlan]) -> None:
-        """Remember, also for an engine that adopts it, which disks it has now."""
-        self._replan(replace(self.plan, disks=tuple(disks)))
-
-    def _replan(self, plan: BootPlan) -> None:
+    def replan(self, plan: BootPlan) -> None:
+        """Remember, also for an engine that adopts it, what it has become."""
         self.plan = plan
         self.run.write(Handle(self.plan, boot_id(), self.process.pid, self.process.started))
 

@@ -11,31 +11,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from atoll.base.errors import AtollError, Broken, Refused
 from atoll.base.ids import Bytes
 from atoll.host.files import translated
 from atoll.host.qmp import Qmp
 from atoll.instance.engines.qemu import argv, inside
 from atoll.instance.engines.qemu.guest import Guest
-from atoll.instance.engines.qemu.machine import family, ports
+from atoll.instance.engines.qemu.places import PERIPHERAL, devices, waits
 from atoll.instance.engines.qemu.spawn import open_layer
 from atoll.instance.model import BootPlan, DiskPlan, State
 
-_PERIPHERAL = "/machine/peripheral"
 _FDSET = re.compile(r"/dev/fdset/(\d+)")
 _LATER = "stop it first, or stop it, attach the disk and start it"
 
 
-def refuse(plan: BootPlan, disk: DiskPlan) -> None:
+async def refuse(qmp: Qmp, plan: BootPlan, disk: DiskPlan) -> None:
     """Raises Refused, with the reason, where this disk must wait for the next start."""
-    kind, why = family(plan.hardware.machine), ""
-    if kind == "microvm":
-        why = "a microvm takes no disk while it runs"
-    elif disk.bus == "ahci":
-        why = "a disk on ahci neither comes nor goes while it runs"
-    elif kind == "q35" and disk.slot >= ports([*(d.slot for d in plan.disks), *(n.slot for n in plan.nics)]):
-        why = f"it was started without port {disk.slot}, the first that is free"
-    if why:
+    if why := waits(plan, disk, await devices(qmp)):
         raise Refused(f"{plan.name}: {why}", hint=_LATER, field="bus" if disk.bus == "ahci" else "")
 
 
@@ -48,14 +42,15 @@ async def add(guest: Guest, disk: DiskPlan) -> None:
     """See engine.Disks."""
     qmp = guest.monitor()
     if await _serial(qmp, disk.slot) != disk.serial:
-        refuse(guest.plan, disk)
+        await refuse(qmp, guest.plan, disk)
         await _clear(qmp, disk.slot)
         try:
             await _plug(qmp, guest.plan, disk)
         except BaseException:
             await asyncio.shield(_take_back(qmp, guest.plan, disk))
             raise
-    guest.redisk([*(other for other in guest.plan.disks if other.slot != disk.slot), disk])
+    disks = (*(other for other in guest.plan.disks if other.slot != disk.slot), disk)
+    guest.replan(replace(guest.plan, disks=disks))
 
 
 async def _plug(qmp: Qmp, plan: BootPlan, disk: DiskPlan) -> None:
@@ -110,13 +105,14 @@ async def remove(guest: Guest, slot: int, *, timeout: float) -> None:
     qmp = guest.monitor()
     disk = next((disk for disk in guest.plan.disks if disk.slot == slot), None)
     if disk is not None and await _there(qmp, device(guest.plan, disk)):
-        refuse(guest.plan, disk)
+        await refuse(qmp, guest.plan, disk)
         if guest.seen.state is State.PAUSED:
             name = guest.plan.name
             raise Refused(f"{name} is paused and cannot let go of it", hint=f"atoll resume {name}")
         await _ask(guest, qmp, device(guest.plan, disk), timeout)
     await _clear(qmp, slot)
-    guest.redisk(disk for disk in guest.plan.disks if disk.slot != slot)
+    disks = tuple(disk for disk in guest.plan.disks if disk.slot != slot)
+    guest.replan(replace(guest.plan, disks=disks))
 
 
 async def _ask(guest: Guest, qmp: Qmp, id: str, timeout: float) -> None:
@@ -183,14 +179,14 @@ def pci_place(buses: Sequence[Mapping[str, Any]], id: str) -> tuple[int, int, in
 
 
 async def _there(qmp: Qmp, id: str) -> bool:
-    return any(entry["name"] == id for entry in await qmp.execute("qom-list", {"path": _PERIPHERAL}))
+    return id in await devices(qmp)
 
 
 async def _serial(qmp: Qmp, slot: int) -> str:
     """Of the disk in that slot; "" where there is none."""
     if not await _there(qmp, f"disk{slot}"):
         return ""
-    return str(await qmp.execute("qom-get", {"path": f"{_PERIPHERAL}/disk{slot}", "property": "serial"}))
+    return str(await qmp.execute("qom-get", {"path": f"{PERIPHERAL}/disk{slot}", "property": "serial"}))
 
 
 async def _clear(qmp: Qmp, slot: int) -> None:

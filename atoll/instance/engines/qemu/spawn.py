@@ -1,16 +1,14 @@
 """Start QEMU for one plan: open what it may use, join its control group, drop every right, execute."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import socket
 import stat
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from atoll.base.errors import Broken, Exhausted, Invalid
+from atoll.base.errors import Exhausted, Invalid
 from atoll.base.units import MiB, show_size
 from atoll.host import process, sockets
 from atoll.host.cgroups import Bounds, Cgroups
@@ -19,10 +17,11 @@ from atoll.host.probe.accel import guest_group
 from atoll.host.process import Process
 from atoll.host.run import find, search_path
 from atoll.instance.engines.qemu import argv
-from atoll.instance.engines.qemu.argv import Handed, LayerHanded, NicHanded
+from atoll.instance.engines.qemu.argv import Handed, LayerHanded
 from atoll.instance.engines.qemu.firmware import BootHanded
 from atoll.instance.engines.qemu.rundir import RunDir
-from atoll.instance.model import BootPlan, Limits, NicPlan
+from atoll.instance.engines.qemu.wires import open_nic
+from atoll.instance.model import BootPlan, Limits
 from atoll.storage.model import Layer
 
 _TUN, _VHOST = "/dev/net/tun", "/dev/vhost-net"
@@ -95,7 +94,7 @@ def _open(plan: BootPlan, run: RunDir, opened: contextlib.ExitStack, tsc_khz: in
             serial_log=file(run.serial, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
             boot=_boot(plan, run, file),
             disks=tuple(tuple(open_layer(layer, file) for layer in disk.attachment.layers) for disk in plan.disks),
-            nics=tuple(_nic(plan, nic, opened) for nic in plan.nics),
+            nics=tuple(open_nic(plan, nic, opened) for nic in plan.nics),
             ram=_ram(plan, run) if plan.forkable else "",
             tsc_khz=tsc_khz,
         )
@@ -140,26 +139,6 @@ def open_layer(layer: Layer, file: Callable[[Path, int], int]) -> LayerHanded:
     return LayerHanded(
         fd=fd, format=layer.format, read_only=layer.read_only, block_device=device, discard=layer.discard
     )
-
-
-def _nic(plan: BootPlan, nic: NicPlan, opened: contextlib.ExitStack) -> NicHanded:
-    if nic.plugged.backend == "user":
-        return NicHanded()
-    if nic.plugged.backend != "tap":
-        raise Invalid(f"QEMU has no network backend {nic.plugged.backend}")
-    fd = os.open(_TUN, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-    opened.callback(os.close, fd)
-    request = struct.pack("16sH22x", nic.plugged.link.encode(), _TAP | _NO_PI | _VNET_HDR)
-    try:
-        fcntl.ioctl(fd, _TUNSETIFF, request)
-    except OSError as error:
-        raise Broken(f"the tap {nic.plugged.link} of {plan.name} cannot be opened: {error.strerror}") from error
-    vhost = -1
-    if plan.hardware.accel == "kvm":
-        with contextlib.suppress(OSError):  # without vhost QEMU moves the packets itself
-            vhost = os.open(_VHOST, os.O_RDWR | os.O_CLOEXEC)
-            opened.callback(os.close, vhost)
-    return NicHanded(fd=fd, vhost=vhost)
 
 
 def _ram(plan: BootPlan, run: RunDir) -> str:
