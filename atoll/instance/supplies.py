@@ -85,7 +85,7 @@ class Supplies:
         if found and "disk" not in found.image.manifest.files:
             raise Invalid(
                 f"image {found.image.name} is an ISO image: no disk can be made of it",
-                hint=f"install from it: --cdrom {found.image.name}",
+                hint=f"install from it: atoll launch --empty --disk 10GiB --cdrom {found.image.name}",
                 field="spec.image",
             )
         pool = await self.storage.find(project, spec.root.pool)

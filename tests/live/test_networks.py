@@ -205,9 +205,10 @@ def rate(host: Daemon, outside: Namespace, megabytes: int, *, up: bool) -> float
         "    n+=len(d)\n"
         "print(n*8/1e6/(time.monotonic()-began))\n"
         if up
-        else "import socket,time\n"
+        else "import array,fcntl,socket,termios,time\n"
         "s=socket.create_server(('',7001)); print('ready',flush=True); c,_=s.accept(); began=time.monotonic()\n"
-        f"c.sendall(bytes({megabytes}<<20)); c.shutdown(1); c.recv(1)\n"
+        f"c.sendall(bytes({megabytes}<<20)); left=array.array('i',[1])\n"
+        "while left[0]: time.sleep(.005); fcntl.ioctl(c,termios.TIOCOUTQ,left)\n"  # until all is acknowledged
         f"print(({megabytes}<<20)*8/1e6/(time.monotonic()-began))\n"
     )
     with subprocess.Popen(outside.argv("python3", "-c", code), stdout=subprocess.PIPE, text=True) as server:

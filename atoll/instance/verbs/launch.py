@@ -171,14 +171,8 @@ def check(spec: InstanceSpec, sources: Sources, host: str) -> None:
 
 
 def check_media(spec: InstanceSpec, sources: Sources) -> None:
-    """Raises Invalid where the image has no disk, the drive would hold none, or an empty disk has no size."""
+    """Raises Invalid where the drive would hold no disc, or an empty disk has no size."""
     manifest, cd = sources.manifest, sources.cd
-    if manifest is not None and "disk" not in manifest.files:
-        raise Invalid(
-            f"image {spec.image} is a CD, which an instance has beside its disk",
-            hint=f"atoll launch --empty --disk 10GiB --cdrom {spec.image}",
-            field="spec.image",
-        )
     if cd is not None and "iso" not in cd.image.manifest.files:
         raise Invalid(f"image {spec.cdrom} holds no ISO", hint="atoll image list", field="spec.cdrom")
     if manifest is None and not spec.root.size:
