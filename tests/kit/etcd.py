@@ -63,9 +63,19 @@ class Etcd:
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
         try:
+            self._await_stopped()
             yield
         finally:
             self._process.send_signal(signal.SIGCONT)
+
+    def _await_stopped(self) -> None:
+        """The signal is sent at once; on a busy machine a thread stops only when it is its turn."""
+        assert self._process is not None
+        tasks = Path(f"/proc/{self._process.pid}/task")
+        end = time.monotonic() + 10
+        while any(stat.read_text().rpartition(")")[2].split()[0] != "T" for stat in tasks.glob("*/stat")):
+            assert time.monotonic() < end, "etcd does not stop"
+            time.sleep(0.002)
 
     def _answers(self) -> bool:
         try:
