@@ -121,7 +121,7 @@ def test_what_can_never_boot_is_refused_at_once(reef: Daemon, tmp_path: Path) ->
     before = reef.account()
     for words, said in (
         (("debian-12", "--cloud-init", str(tmp_path / "wrong.yaml")), "line 4, column 4"),
-        (("hello",), "hello is a CD"),
+        (("hello",), "hello is an ISO image"),
         (("--empty", "--cdrom", "hello"), "an empty disk needs a size"),
         (("debian-12", "--cdrom", "debian-12"), "holds no ISO"),
         (("debian-12", "--machine", "microvm", "--firmware", "bios"), "a microvm boots a kernel directly"),
