@@ -21,6 +21,7 @@ CD_SAYS = "hello from the CD"
 _GRUB = f"""
 serial --unit=0 --speed=115200
 terminal_output console serial
+ls
 echo "{CD_SAYS}"
 sleep 1000
 """
@@ -46,7 +47,7 @@ def debian_base() -> Path:
 
 
 def make_iso(folder: Path) -> Path:
-    """A CD that says so on the serial port, on BIOS and UEFI."""
+    """A CD that says so on the serial port, on BIOS and UEFI, after what disks the firmware has found."""
     tree = folder / "tree/boot/grub"
     tree.mkdir(parents=True)
     (tree / "grub.cfg").write_text(_GRUB)

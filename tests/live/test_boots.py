@@ -93,10 +93,19 @@ def test_the_same_disk_by_bios_and_by_uefi(reef: Daemon, tmp_path: Path) -> None
 
 def test_a_cd_boots_where_the_disk_is_empty(reef: Daemon) -> None:
     reef.atoll("launch", "--empty", "--disk", "1GiB", "--cdrom", "hello", "--name", "cd")
-    old = ("--hardware", "compatible", "--firmware", "uefi")
+    old = ["--hardware", "compatible", "--firmware", "uefi"]
+    for number in range(4):
+        reef.atoll("volume", "create", f"v{number}", "--size", "16MiB")
+        old += ["--volume", f"v{number}"]
     reef.atoll("launch", "--empty", "old", "--disk", "1GiB", "--cdrom", "hello", *old)
     for name in ("cd", "old"):
         until(lambda name=name: CD_SAYS in log(reef, name), lambda name=name: log(reef, name), BOOT)  # type: ignore[misc]
+    found = log(reef, "old").partition(CD_SAYS)[0]
+    assert "(hd4)" in found, "four disks on the board's AHCI, one on a controller of its own"
+    assert "(hd5)" not in found
+    for name in ("v0", "v3"):
+        refused = reef.atoll("volume", "detach", name, check=False)
+        assert (refused.code, "neither comes nor goes while it runs" in refused.err) == (6, True), refused
     refused = reef.atoll("image", "delete", "hello", check=False)
     assert refused.code
     assert "cd" in refused.err
@@ -104,6 +113,7 @@ def test_a_cd_boots_where_the_disk_is_empty(reef: Daemon) -> None:
         reef.atoll("eject", name)
         assert reef.show(name)["instance"]["spec"]["cdrom"] == ""
     reef.delete("cd", "old")
+    reef.atoll("volume", "delete", *(f"v{number}" for number in range(4)))
 
 
 def test_what_can_never_boot_is_refused_at_once(reef: Daemon, tmp_path: Path) -> None:

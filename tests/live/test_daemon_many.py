@@ -46,7 +46,7 @@ def test_ten_launches_at_once_and_nothing_after_their_deletion(fresh: Daemon) ->
     assert len(fresh.qemus()) == len(fresh.taps()) == 10
     for name in ("n0", "n9"):
         assert fresh.exec(name, "hostname").out.strip() == name
-    assert "0% packet loss" in fresh.exec("n0", "ping", "-c", "1", "-W", "20", "n9").out
+    assert fresh.exec("n0", "ping", "-c", "5", "-W", "5", "n9").code == 0
     fresh.atoll("delete", "--all", "--force")
     fresh.settled_at(before)
 
@@ -108,4 +108,4 @@ def test_two_atolls_side_by_side_never_meet(neighbours: tuple[Daemon, Daemon]) -
     assert two.qemus().keys() == pids
     assert own(two) == account
     assert two.exec("web", "echo", "still").out == "still\n"
-    assert "0% packet loss" in two.exec("web", "ping", "-c", "1", "-W", "20", "db").out
+    until(partial(reached, two), "and goes on reaching it", 30)

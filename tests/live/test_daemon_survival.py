@@ -38,7 +38,7 @@ def usable(atoll: Daemon, name: str) -> None:
     assert said.code == 0
     assert atoll.http("GET", f"{INSTANCES}/{name}/stats").json["cpu_seconds"] > 0
     gateway = atoll.exec(name, "sh", "-c", "ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'").out.strip()
-    assert "0% packet loss" in atoll.exec(name, "ping", "-c", "1", "-W", "5", gateway).out
+    assert atoll.exec(name, "ping", "-c", "5", "-W", "5", gateway).code == 0
 
 
 def test_running_guests_outlive_the_daemon(atoll: Daemon) -> None:

@@ -187,7 +187,7 @@ def test_a_download_outlives_its_daemon(atoll: Daemon, web: Mirror, disk: Path) 
     here = part_size(atoll)
     atoll.start()
     until(lambda: len(web.ranges("/slow")) == 2, "it goes on", 20)
-    assert atoll.http("GET", "/v1/health").json["ready"]
+    until(lambda: atoll.http("GET", "/v1/health").json["ready"], "nobody waits for it", 10)
     assert web.ranges("/slow")[1] == f"bytes={here}-"
     web.gate.set()
     ended = atoll.http("GET", f"/v1/operations/{accepted['id']}?wait=30").json

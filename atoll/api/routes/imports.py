@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 import msgspec
+from litestar.exceptions import InternalServerException
 from litestar.response import Stream
 from msgspec import Meta
 
@@ -93,6 +94,8 @@ async def _patient(call: Call) -> AsyncIterator[bytes]:
                 chunk = await anext(stream, None)
         except TimeoutError as error:
             raise Unreachable("the sender fell silent", hint="send it again") from error
+        except InternalServerException as error:  # what Litestar calls a client that hung up
+            raise Unreachable("the sender hung up before all was sent", hint="send it again") from error
         if chunk is None:
             return
         if chunk:

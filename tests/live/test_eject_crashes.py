@@ -1,0 +1,42 @@
+"""kill -9 of the daemon at every step and moment of an eject, beside a real guest that goes on: by the record and
+by the image's users the CD is out, or still in."""
+
+import contextlib
+import http.client
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from atoll.instance.verbs.media import Eject
+from tests.kit.boots import add_iso, make_iso
+from tests.kit.daemon import INSTANCES, MIB, SMALL, Daemon, daemon
+from tests.live.test_daemon_crashes import moments, recovered
+
+
+@pytest.fixture(scope="module")
+def world(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon with the image `hello` of a CD."""
+    with daemon(base) as made:
+        add_iso(made.state, make_iso(tmp_path_factory.mktemp("iso")), "hello")
+        yield made.start()
+
+
+@pytest.mark.parametrize(("step", "moment"), moments(Eject))
+def test_killed_there_the_cd_is_out_or_still_in(world: Daemon, step: str, moment: str) -> None:
+    if world.process is None or world.process.poll() is not None:
+        world.start()
+    spec = {"image": "", "cdrom": "hello", "root": {"size": MIB}, "memory": SMALL}
+    world.do("POST", INSTANCES, {"name": "cd", "spec": spec})
+    pid = world.pid_of("cd")
+    world.crash_at(f"{Eject.name}/{step}/{moment}")
+    with contextlib.suppress(OSError, http.client.HTTPException):  # it may die before it has answered
+        assert world.http("POST", f"{INSTANCES}/cd/eject").status == 202
+    world.wait_dead()
+    world.start()
+    recovered(world)
+    out = (step, moment) != ("eject", "enter")
+    assert world.show("cd")["instance"]["spec"]["cdrom"] == ("" if out else "hello")
+    assert world.pid_of("cd") == pid, "its guest went on"
+    assert len([key for key in world.records() if "/image-refs/" in key]) == (0 if out else 1)
+    world.delete("cd")
