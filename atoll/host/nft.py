@@ -103,6 +103,11 @@ def field(protocol: str, name: str) -> Expression:
     return {"payload": {"protocol": protocol, "field": name}}
 
 
+def extension(name: str, part: str) -> Expression:
+    """A part of an IPv6 extension header; a packet without that header matches nothing."""
+    return {"exthdr": {"name": name, "field": part}}
+
+
 def link(key: str, name: str, operator: str = "==") -> Expression:
     """`key`: iifname or oifname."""
     return is_(meta(key), name, operator)

@@ -15,7 +15,7 @@ from atoll.network import naming
 from atoll.network.addresses import fixed_mac
 from atoll.network.dnsmasq import Dnsmasq
 from atoll.network.drivers.taps import Taps
-from atoll.network.foreign import foreign_firewalls
+from atoll.network.foreign import bridge_firewalls, foreign_firewalls
 from atoll.network.groups import GroupPlan
 from atoll.network.model import Mode, Network, NetworkTraits, Plugged, Port
 from atoll.network.proxy import Proxies
@@ -71,8 +71,8 @@ class BridgeNetwork:
         present = await nft.comments(FAMILY, self._table)
         if [comment for comment in present if comment.startswith("atoll ")] != self._marks:
             set_table = nft.replace_table if present else nft.fill_table
-            await set_table(FAMILY, self._table, self._rules)
-            await self._set_forwards()
+            ports = [] if self._record.mode is Mode.ISOLATED else self._taps.placed()
+            await set_table(FAMILY, self._table, [*self._rules, *forward_rules(self._table, ports)[0]])
         await self._taps.up()
         if made:
             await self._taps.reattach()
@@ -111,13 +111,13 @@ class BridgeNetwork:
     async def warnings(self) -> list[str]:
         """What of this host keeps the network from working wholly, for people."""
         if self._record.mode is Mode.ISOLATED:
-            return []
+            return await bridge_firewalls()
         return await foreign_firewalls(self._bridge)
 
     async def _set_forwards(self) -> None:
-        wanted, comments = forward_rules(self._table, self._taps.placed())
         if self._record.mode is Mode.ISOLATED:
             return
+        wanted, comments = forward_rules(self._table, self._taps.placed())
         present = [c for c in await nft.comments(FAMILY, self._table) if c.startswith("forward ")]
         if present != comments:
             chain = {"family": FAMILY, "table": self._table, "name": FORWARDS}

@@ -27,14 +27,17 @@ class Taps:
         self._groups: dict[str, GroupPlan] = {}
 
     async def up(self) -> None:
-        """The filter is there; where it had to be made anew, it has every plugged port again."""
+        """The filter is there; where it had to be made anew, it has every plugged port and its groups again, in the
+        same step: none is ever without its guard, or cut off."""
         if await nft.has_set(filter.FAMILY, self._table, self._mark):
             return
-        await nft.replace_table(filter.FAMILY, self._table, self._contents)
-        groups, self._groups = self._groups, {}
-        await self.set_groups(list(groups.values()))
+        groups = self._files.groups()
+        commands = [*self._contents, *filter.groups_commands(self._table, groups.values(), {})]
         for placed in self._files.all().values():
-            await self._filter(placed)
+            wanted = filter.port_chains(self._table, placed.link, placed.port, pinned=self._pinned)
+            commands += filter.port_commands(self._table, placed.link, wanted, {})
+        await nft.replace_table(filter.FAMILY, self._table, commands)
+        self._groups = groups
 
     async def down(self) -> None:
         links = [*(tap.name for tap in await self.taps()), *self._meters.values()]
@@ -87,13 +90,9 @@ class Taps:
 
     async def set_groups(self, plans: Sequence[GroupPlan]) -> None:
         """Put these groups in force as they are now, in one step; those not named stay as they are."""
-        commands = []
-        for plan in plans:
-            commands += filter.group_commands(self._table, plan, self._groups.get(plan.id))
-        if commands:
-            # Sets first: rules of one group may name another's.
-            commands.sort(key=lambda command: "set" not in command.get("add", command))
+        if commands := filter.groups_commands(self._table, plans, self._groups):
             await nft.apply(commands)
+            self._files.put_groups(plans)
         self._groups.update({plan.id: plan for plan in plans})
 
     def placed(self) -> list[Port]:
