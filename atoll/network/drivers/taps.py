@@ -29,20 +29,28 @@ class Taps:
     async def up(self) -> None:
         """The filter is there; where it had to be made anew, it has every plugged port and its groups again, in the
         same step: none is ever without its guard, or cut off."""
+        if commands := await self.lacking():
+            await nft.apply(commands)
+
+    async def lacking(self) -> list[nft.Command]:
+        """What `up` would do, for whoever has more to do in the same step."""
         if await nft.has_set(filter.FAMILY, self._table, self._mark):
-            return
+            return []
+        absent = not await nft.comments(filter.FAMILY, self._table)
         groups = self._files.groups()
         commands = [*self._contents, *filter.groups_commands(self._table, groups.values(), {})]
         for placed in self._files.all().values():
             wanted = filter.port_chains(self._table, placed.link, placed.port, pinned=self._pinned)
             commands += filter.port_commands(self._table, placed.link, wanted, {})
-        await nft.replace_table(filter.FAMILY, self._table, commands)
         self._groups = groups
+        return nft.made_anew(filter.FAMILY, self._table, commands, absent=absent)
 
     async def down(self) -> None:
+        """But for the filter, which goes with the network's other tables."""
+        there = set(names())
         links = [*(tap.name for tap in await self.taps()), *self._meters.values()]
-        await self._links.delete(links)
-        await nft.delete_table(filter.FAMILY, self._table)
+        if links := [name for name in links if name in there]:
+            await self._links.delete(links)
         self._groups = {}
         self._files.clear()
 
