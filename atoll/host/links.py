@@ -36,6 +36,7 @@ _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC  #
 _IFF_TAP, _IFF_NO_PI = 0x0002, 0x1000
 _IFF_UP = 0x1
 _IFA_F_NODAD = 0x02
+_LLDP = 1 << 0x0E  # of the addresses 01:80:c2:00:00:00 to 0f
 _SKIP_STATISTICS = 8  # RTEXT_FILTER_SKIP_STATS: a third of the work of a dump
 _UNICAST, _MAIN_TABLE = 1, 254
 _GONE = frozenset({errno.ENODEV, errno.ENOENT})
@@ -109,7 +110,8 @@ class Links:
             link, master = _present(ip, name), _present(ip, bridge)
             wanted = Link(link.index, name, "tun", alias, link.mac, mtu, self.group, master.index, True)
             if link != wanted:
-                settings = {"group": self.group, "ifalias": alias, "mtu": mtu, "master": master.index}
+                settings = {"group": self.group, "ifalias": alias, "mtu": mtu}
+                _join(ip, link.index, master.index)
                 ip.link("set", index=link.index, state="up", **settings)
 
         await _work(work)
@@ -140,8 +142,10 @@ class Links:
         await _work(work)
 
     async def attach(self, name: str, bridge: str) -> None:
+        """A link becomes a port of a bridge, as a tap does."""
+
         def work(ip: Netlink) -> None:
-            ip.link("set", index=_present(ip, name).index, master=_present(ip, bridge).index)
+            _join(ip, _present(ip, name).index, _present(ip, bridge).index)
 
         await _work(work)
 
@@ -249,6 +253,13 @@ def _present(ip: Netlink, name: str) -> Link:
     if link is None:
         raise Broken(f"link {name} is gone", hint="another program removed it: try again")
     return link
+
+
+def _join(ip: Netlink, index: int, bridge: int) -> None:
+    """LLDP is then treated as every other frame: else the bridge would learn from it who is behind the port, and
+    the packet filter would not see it (br_handle_frame)."""
+    ip.link("set", index=index, master=bridge)
+    ip.link("set", index=index, kind="bridge_slave", group_fwd_mask=_LLDP)
 
 
 def _dump(ip: Netlink, **where: int) -> list[Link]:

@@ -40,22 +40,20 @@ async def apply(commands: Sequence[Command]) -> list[dict[str, Any]]:
     return list(json.loads(output)["nftables"]) if output.strip() else []
 
 
-async def replace_table(family: str, name: str, contents: Sequence[Command]) -> None:
-    """Make the table anew with `contents` in one step: no packet sees it half made."""
+def made_anew(family: str, name: str, contents: Sequence[Command], *, absent: bool = False) -> list[Command]:
+    """What makes the table anew with `contents`: in one step, so that no packet sees it half made. `absent`: it is
+    not there or has nothing in it, which takes half the time: there is no deletion to wait for."""
     add: Command = {"add": {"table": {"family": family, "name": name}}}
     # Deleting an absent table is an error; adding a present one is not.
-    await apply([add, {"delete": add["add"]}, add, *contents])
+    return [add, *([] if absent else [{"delete": add["add"]}, add]), *contents]
 
 
-async def fill_table(family: str, name: str, contents: Sequence[Command]) -> None:
-    """As `replace_table` for a table that is absent or has no rules, in half the time: no deletion to wait for."""
-    await apply([{"add": {"table": {"family": family, "name": name}}}, *contents])
-
-
-async def delete_table(family: str, name: str) -> None:
-    """Absent is success."""
-    table = {"family": family, "name": name}
-    await apply([{"add": {"table": table}}, {"delete": {"table": table}}])
+async def delete_table(*families: str, name: str) -> None:
+    """Those of that name in each family, in one step: each costs a grace period. Absent is success."""
+    gone = [{"family": family, "name": name} for family in families]
+    await apply(
+        [command for table in gone for command in ({"add": {"table": table}}, {"delete": {"table": table}})]
+    )
 
 
 async def tables() -> list[tuple[str, str]]:
@@ -101,6 +99,11 @@ def meta(key: str) -> Expression:
 
 def field(protocol: str, name: str) -> Expression:
     return {"payload": {"protocol": protocol, "field": name}}
+
+
+def extension(name: str, part: str) -> Expression:
+    """A part of an IPv6 extension header; a packet without that header matches nothing."""
+    return {"exthdr": {"name": name, "field": part}}
 
 
 def link(key: str, name: str, operator: str = "==") -> Expression:

@@ -4,6 +4,7 @@ Addresses are given out by transaction: `plan_port` looks for free ones and cont
 caller's commit, which fails with Conflict where somebody was faster; plan again then (`commit_afresh`).
 """
 
+import asyncio
 import re
 from collections.abc import Iterable, Mapping
 
@@ -26,6 +27,7 @@ from atoll.network.addresses import (
     parse_subnets,
 )
 from atoll.network.model import Forward, Mode, Network, Port, PortSettings, PortWish
+from atoll.network.promises import check_promises
 from atoll.store.api import ABSENT, Entry, Key, Store, Txn, read_all
 from atoll.store.txn import commit_afresh
 
@@ -76,6 +78,8 @@ class NetworkBook:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._offered: dict[tuple[NetworkId, str], float] = {}
+        self._creating = asyncio.Lock()
+        """Subnets that overlap and are not the same have no record in common: commits alone would let both be."""
 
     async def get(self, project: str, name: str) -> Network:
         """By name: the project's own, else the default project's. Raises Absent."""
@@ -153,7 +157,8 @@ class NetworkBook:
             )
             return network, _claim(network)
 
-        network, _ = await commit_afresh(self._store, make)
+        async with self._creating:
+            network, _ = await commit_afresh(self._store, make)
         return network
 
     async def ensure_default(
@@ -241,6 +246,7 @@ class NetworkBook:
         )
         claims = _keys(port)
         await self._check_free(port, wished=wish)
+        check_promises(network, port, await self.ports(network.id))
         values = {key: port.id.encode() for key in claims}
         values[Key(ports_of(network.id) + port.id)] = msgspec.json.encode(port)
         return port, Txn({key: entry.revision, **dict.fromkeys(values, ABSENT)}, values)
@@ -269,6 +275,8 @@ class NetworkBook:
         changed = msgspec.structs.replace(port, settings=settings)
         before, after = set(map(host_port, port.settings.forwards)), set(map(host_port, settings.forwards))
         await self._check_forwards(changed)
+        if (settings.up, settings.down) != (port.settings.up, port.settings.down):
+            check_promises(await self.by_id(network), changed, await self.ports(network))
         put = {key: msgspec.json.encode(changed), **{claim: id.encode() for claim in after - before}}
         expect = {key: entry.revision, **dict.fromkeys(after - before, ABSENT)}
         return changed, Txn(expect, put, frozenset(before - after))

@@ -11,10 +11,10 @@ every kernel has. These forget a flow after an hour (TCP) or three minutes (UDP)
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv6Address, ip_network
 
-from atoll.host.nft import Command, Expression, field, is_, meta
+from atoll.host.nft import Command, Expression, extension, field, is_, meta
 from atoll.network.addresses import link_local
 from atoll.network.groups import GroupPlan, GroupRule
 from atoll.network.model import Port
@@ -25,8 +25,16 @@ ACCEPT: Expression = {"accept": None}
 DROP: Expression = {"drop": None}
 RETURN: Expression = {"return": None}
 _TCP, _UDP, _ICMP, _ICMPV6 = 6, 17, 1, 58
-_ADVERTISED = {"payload": {"base": "th", "offset": 64, "len": 128}}
-"""The address that a neighbour advertisement is about (RFC 4861, 4.4): nftables 1.0 has no name for it."""
+_TARGET = {"payload": {"base": "th", "offset": 64, "len": 128}}
+"""The address that neighbours ask for or tell of (RFC 4861, 4.3 and 4.4): nftables 1.0 has no name for it."""
+_CHADDR = {"payload": {"base": "th", "offset": 288, "len": 48}}
+"""In whose name DHCP is asked (RFC 2131, 2), behind UDP's header."""
+_HIDING = [0, 43, 44, 51, 60, 135, 139, 140]
+"""IPv6 extension headers: a fragment that begins with one may leave what it is all about to the next (RFC 7113)."""
+_OF_BRIDGES = {"range": ["01:80:c2:00:00:00", "01:80:c2:00:00:0f"]}
+"""Frames for the next bridge alone (IEEE 802.1D, 7.12.6). It learns from them who is where all the same, past what
+looks at frames that it forwards."""
+_TO_ALL, _TO_DHCPV6 = "255.255.255.255", "ff02::1:2"
 _UNNAMED = "0.0.0.0"  # noqa: S104 - nothing is bound to it: who has no address yet has this one
 _ALWAYS_6 = [1, 2, 3, 4, 129, 130, 131, 132, 133, 134, 135, 136, 143]
 """Errors, echo answers, discovery and multicast listeners: IPv6 is none without them (RFC 4890)."""
@@ -46,14 +54,19 @@ def contents(table: str, gateways: Sequence[str]) -> tuple[list[Command], str]:
             made += [_flows(table, f"{way}_{protocol}{version}", version, lasts) for version in (4, 6)]
     for name in ("took_in", "took_out", "always_in", "always_out"):
         made.append(_chain(table, name))
-    for hook, priority in (("prerouting", -300), ("postrouting", 0)):
+    for hook, priority in (("prerouting", -300), ("input", -300), ("postrouting", 0)):
         about = {"type": "filter", "hook": hook, "prio": priority, "policy": "accept"}
         made.append({"add": {"chain": {**_in(table), "name": hook, **about}}})
     made += _rules(table, "prerouting", [[_by("iifname", "guards")], [_by("iifname", "egress")]])
+    made += _rules(table, "input", [[is_(field("ether", "daddr"), _OF_BRIDGES), _by("iifname", "guards")]])
     made += _rules(table, "postrouting", [[_by("oifname", "ingress")]])
     made += _rules(table, "took_in", [*_remember("got"), [ACCEPT]])
     made += _rules(table, "took_out", [*_remember("sent"), [ACCEPT]])
-    to_dhcp = [[is_(field("udp", "dport"), {"set": [67, 547]}), ACCEPT]]
+    servers = [_TO_ALL, *(gateway for gateway in gateways if ":" not in gateway)]
+    to_dhcp = [
+        [is_(field("ip", "daddr"), {"set": servers}), is_(field("udp", "dport"), 67), ACCEPT],
+        [is_(field("ip6", "daddr"), _TO_DHCPV6), is_(field("udp", "dport"), 547), ACCEPT],
+    ]
     dns = [
         [is_(field("ip6" if ":" in gateway else "ip", "daddr"), gateway), is_(field(name, "dport"), 53), ACCEPT]
         for gateway in gateways
@@ -136,6 +149,18 @@ def group_commands(table: str, plan: GroupPlan, before: GroupPlan | None) -> lis
     return done
 
 
+def groups_commands(table: str, plans: Iterable[GroupPlan], before: Mapping[str, GroupPlan]) -> list[Command]:
+    """As `group_commands`, of several, whose rules may name each other."""
+    wanted = list(plans)
+    named = {rule.group for plan in wanted for rule in plan.rules if rule.group}
+    known = before.keys() | {plan.id for plan in wanted}
+    found = []
+    for plan in [*wanted, *(GroupPlan(id=id, rules=()) for id in sorted(named - known))]:
+        found += group_commands(table, plan, before.get(plan.id))
+    # Sets first.
+    return sorted(found, key=lambda command: "set" not in command.get("add", command))
+
+
 def _guard(port: Port, *, pinned: bool) -> Rules:
     mac, fours = port.mac, [a for a in port.addresses if ":" not in a]
     sixes = [a for a in port.addresses if ":" in a] + [link_local(mac)]
@@ -144,14 +169,20 @@ def _guard(port: Port, *, pinned: bool) -> Rules:
         [is_(field("arp", "saddr ether"), mac, "!="), DROP],
     ]
     if pinned:
-        # A probe asks without an address whether one is free (RFC 5227).
+        # A probe asks without an address whether one is free (RFC 5227): one's own, or its owner would give way.
+        probed = is_(field("arp", "daddr ip"), {"set": fours or [_UNNAMED]}, "!=")
         rules.append([is_(field("arp", "saddr ip"), {"set": [_UNNAMED, *fours]}, "!="), DROP])
+        rules.append([is_(field("arp", "saddr ip"), _UNNAMED), probed, DROP])
     rules += [
         [is_(field("ether", "type"), "arp"), RETURN],
         # VLAN tags and all that is neither: the rules below would not see what is in them.
         [is_(field("ether", "type"), {"set": ["ip", "ip6"]}, "!="), DROP],
         [is_(field("udp", "sport"), {"set": [67, 547]}), DROP],
         [is_(field("icmpv6", "type"), {"set": [134, 137]}), DROP],
+        [is_(extension("frag", "nexthdr"), {"set": _HIDING}), DROP],
+        # A lease is given back, or its address declared unusable, by whoever bears its MAC.
+        [is_(field("udp", "dport"), 67), is_({"&": [field("ip", "frag-off"), 0x3FFF]}, 0, "!="), DROP],
+        [is_(field("udp", "dport"), 67), is_(_CHADDR, int(mac.replace(":", ""), 16), "!="), DROP],
     ]
     if not pinned:
         return [*rules, [RETURN]]
@@ -163,9 +194,15 @@ def _guard(port: Port, *, pinned: bool) -> Rules:
         [*asking, RETURN],
         [is_(field("ip", "saddr"), {"set": [_UNNAMED, *fours]}, "!="), DROP],
         [is_(field("ip", "saddr"), _UNNAMED), DROP],
+        [
+            is_(field("ip6", "saddr"), "::"),
+            is_(field("icmpv6", "type"), 135),
+            is_(_TARGET, {"set": own}, "!="),
+            DROP,
+        ],
         [*unnamed, RETURN],
         [is_(field("ip6", "saddr"), {"set": sixes}, "!="), DROP],
-        [is_(field("icmpv6", "type"), 136), is_(_ADVERTISED, {"set": own}, "!="), DROP],
+        [is_(field("icmpv6", "type"), 136), is_(_TARGET, {"set": own}, "!="), DROP],
         [RETURN],
     ]
 
@@ -196,11 +233,14 @@ def _always() -> Rules:
     """What no group can forbid: addresses are found, errors told, answers to a ping given, fragments completed."""
     later = {"&": [field("ip", "frag-off"), 0x1FFF]}
     return [
-        [is_(field("ether", "type"), {"set": ["ip", "ip6"]}, "!="), ACCEPT],
+        [is_(field("ether", "type"), "arp"), ACCEPT],
+        # Also what has a VLAN tag: no rule would see what is behind it.
+        [is_(field("ether", "type"), {"set": ["ip", "ip6"]}, "!="), DROP],
         [is_(field("icmp", "type"), {"set": _ALWAYS_4}), ACCEPT],
         [is_(field("icmpv6", "type"), {"set": _ALWAYS_6}), ACCEPT],
         [is_(field("ip", "protocol"), 2), ACCEPT],
         [is_(later, 0, "!="), ACCEPT],
+        [is_(extension("frag", "frag-off"), 0, "!="), ACCEPT],
     ]
 
 

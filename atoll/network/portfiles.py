@@ -1,13 +1,15 @@
-"""The ports that are plugged on this host, as files beside their network's others: what a driver object that was
-not there when they were plugged knows of them."""
+"""The ports that are plugged on this host, and the groups in force for them, as files beside their network's
+others: what a driver object that was not there then knows of them."""
 
 import contextlib
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from atoll.base.ids import PortId
+from atoll.network.groups import GroupPlan
 from atoll.network.model import Port
 
 
@@ -24,6 +26,7 @@ class PortFiles:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory / "ports"
+        self._groups = directory / "groups"
 
     def all(self) -> dict[PortId, PlacedPort]:
         found = {}
@@ -53,8 +56,21 @@ class PortFiles:
     def remove(self, id: PortId) -> None:
         (self._directory / id).unlink(missing_ok=True)
 
+    def groups(self) -> dict[str, GroupPlan]:
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            return msgspec.json.decode(self._groups.read_bytes(), type=dict[str, GroupPlan])
+        return {}
+
+    def put_groups(self, plans: Iterable[GroupPlan]) -> None:
+        """These are so now; others stay."""
+        self._groups.parent.mkdir(parents=True, exist_ok=True)
+        draft = self._groups.with_name(".groups")
+        draft.write_bytes(msgspec.json.encode({**self.groups(), **{plan.id: plan for plan in plans}}))
+        draft.replace(self._groups)
+
     def clear(self) -> None:
         """Of all ports; the directory goes where nothing else is in it."""
         shutil.rmtree(self._directory, ignore_errors=True)
+        self._groups.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self._directory.parent.rmdir()

@@ -93,6 +93,7 @@ class Lab:
         link = (await driver.plug(port)).link
         self.host.run("ip", "link", "del", link)
         guest = self.attach(driver, port, link=link)
+        await driver._links.attach(link, driver._bridge)
         alias, group = naming.port_alias(port.network, port.id), str(naming.link_group(self.tag))
         self.host.run("ip", "link", "set", link, "alias", alias, "group", group)
         for address in port.addresses:

@@ -19,7 +19,7 @@ from atoll.host import nft
 from atoll.network import naming
 from atoll.network.drivers.bridge import BridgeNetwork
 from atoll.network.index import indexes
-from atoll.network.model import Port
+from atoll.network.model import Mode, Port
 from atoll.network.naming import run_directory
 from atoll.network.registry import Site, realise, withdraw
 from atoll.store.memory import MemoryStore
@@ -318,6 +318,30 @@ async def test_a_foreign_drop_is_reported(lab: Lab) -> None:
         "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }",
     )
     assert any("ip filter FORWARD" in warning for warning in await driver.warnings())
+    await driver.down()
+
+
+async def test_a_drop_of_what_is_forwarded_matters_on_a_bridge_too(lab: Lab) -> None:
+    """Where bridged frames pass the packet filter, an isolated network's guests do not reach each other."""
+    record = await lab.network("blue", mode=Mode.ISOLATED)
+    driver = lab.driver(record)
+    await driver.up()
+    lab.host.run(
+        "nft", "add table inet fw; add chain inet fw f { type filter hook forward priority 0; policy drop; }"
+    )
+    setting = "/proc/sys/net/bridge/bridge-nf-call-iptables"
+    for value, told in (("1", True), ("0", False)):
+        lab.host.run("sh", "-c", f"echo {value} > {setting}; echo {value} > {setting.replace('ip', 'ip6')}")
+        found = await driver.warnings()
+        assert any("bridge-nf-call-iptables=0" in warning for warning in found) == told
+    await driver.down()
+
+
+async def test_firewalld_is_known_by_its_table(lab: Lab) -> None:
+    driver = lab.driver(await lab.network("blue"))
+    await driver.up()
+    lab.host.run("nft", "add", "table", "inet", "firewalld")
+    assert any(f"--add-interface={driver._bridge}" in warning for warning in await driver.warnings())
     await driver.down()
 
 

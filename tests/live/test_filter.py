@@ -149,6 +149,33 @@ async def test_a_guard_comes_back_with_its_table(lab: Lab, pair: Pair) -> None:
     assert not pair.arrives(spoofs(pair)["another MAC"])
 
 
+async def test_a_filter_made_anew_is_whole_at_once(lab: Lab, held: contextlib.ExitStack) -> None:
+    """By a daemon that was not there when the ports were plugged, as after an upgrade of the rules."""
+    record = await lab.network("blue")
+    driver = lab.driver(record)
+    await driver.up()
+    address = (await lab.port(record, "probe")).addresses[0]
+    await driver.set_groups(
+        [
+            GroupPlan(id="web", rules=(OUT, rule("ingress", port=80, group="clients"))),
+            GroupPlan(id="clients", rules=(OUT,), addresses=frozenset([address])),
+        ]
+    )
+    web = await lab.held(driver, await lab.port(record, "web", groups=("web",)))
+    client = await lab.held(driver, await lab.port(record, "client", groups=("clients",)))
+    members = frozenset(client.port.addresses)
+    await driver.set_groups([GroupPlan(id="clients", rules=(OUT,), addresses=members)])
+    with web.wire.entered():
+        for port in (80, 8080):
+            held.enter_context(socket.create_server(("", port), backlog=50))
+    lab.host.run("nft", "delete", "table", "bridge", driver._table)
+    await lab.driver(record).up()
+    assert client.connects(web.port.addresses[0], 80)
+    assert not client.connects(web.port.addresses[0], 8080, within=0.7)
+    await driver.down()
+    assert lab.left() == []
+
+
 def rule(direction: str, protocol: str = "tcp", **rest: object) -> GroupRule:
     return GroupRule(direction=direction, protocol=protocol, **rest)  # type: ignore[arg-type]
 

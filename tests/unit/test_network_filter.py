@@ -1,5 +1,6 @@
 """What the filter, the meter and the groups decide, as pure functions; groups and wishes on record."""
 
+import asyncio
 import json
 
 import msgspec
@@ -17,6 +18,7 @@ from atoll.network.enforce import plans, reach
 from atoll.network.groupbook import GroupBook
 from atoll.network.groups import OUTWARDS, Group, GroupPlan, GroupRule, check_rule
 from atoll.network.model import Bandwidth, Forward, Mode, Port, PortSettings, PortWish
+from atoll.network.promises import check_promises
 from atoll.network.rules import forward_rules, host_rules
 from atoll.store.memory import MemoryStore
 from atoll.store.txn import commit_afresh
@@ -233,3 +235,34 @@ def test_what_people_write() -> None:
 def test_rates(text: str, rate: int) -> None:
     assert parse_rate(text) == rate
     assert parse_rate(show_rate(rate)) == rate
+
+
+def limited(id: str, *, down: Bandwidth) -> Port:
+    return msgspec.structs.replace(PORT, id=PortId(id), settings=PortSettings(down=down))
+
+
+async def test_no_more_is_promised_than_a_network_has() -> None:
+    book = NetworkBook(MemoryStore())
+    lan = await book.create("default", "lan", "bridge", bandwidth=10**8)
+    free = await book.create("default", "free", "bridge")
+    first, mine = limited("a", down=Bandwidth(guaranteed=60 * 10**6)), Bandwidth(guaranteed=40 * 10**6)
+    check_promises(lan, first, [])
+    check_promises(lan, limited("b", down=mine), [first])
+    check_promises(lan, limited("a", down=Bandwidth(guaranteed=10**8)), [first])
+    with pytest.raises(Refused, match="60Mbit are promised") as told:
+        check_promises(lan, limited("b", down=Bandwidth(guaranteed=50 * 10**6)), [first])
+    assert "at most 40Mbit" in told.value.hint
+    with pytest.raises(Invalid, match="no bandwidth of which"):
+        check_promises(free, first, [])
+    with pytest.raises(Invalid, match="cannot both be"):
+        check_promises(lan, limited("b", down=Bandwidth(ceiling=10**6, guaranteed=10**7)), [])
+
+
+async def test_subnets_that_overlap_are_told_apart_also_at_once() -> None:
+    book = NetworkBook(MemoryStore())
+    asked = [
+        book.create("default", f"n{n}", "bridge", subnets=[subnet])
+        for n, subnet in enumerate(("10.9.0.0/16", "10.9.1.0/24", "10.9.2.0/24", "10.9.1.0/25"))
+    ]
+    done = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(each).__name__ for each in done] == ["Network", "Refused", "Refused", "Refused"]

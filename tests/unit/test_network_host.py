@@ -15,6 +15,7 @@ from atoll.network.drivers.user import UserNetwork
 from atoll.network.index import claim_index, indexes, release_index
 from atoll.network.leases import Lease, keep_leases, read_leases, release_message
 from atoll.network.model import Network, Port
+from atoll.network.network import Warns
 from atoll.network.rules import host_rules
 from atoll.store.api import Key, read_all
 from atoll.store.memory import MemoryStore
@@ -135,3 +136,9 @@ async def test_user_mode_says_what_slirp_says_where_nothing_is_planned() -> None
     port = Port(id=PortId("p"), network=NetworkId("n1"), instance="i", mac="02:00:00:00:00:01")
     plugged = await UserNetwork(record(subnets=(), gateways=())).plug(port)
     assert (plugged.backend, plugged.subnet, plugged.address) == ("user", "10.0.2.0/24", "10.0.2.15")
+
+
+async def test_what_user_mode_networking_lacks_is_said() -> None:
+    driver = UserNetwork(record())
+    assert isinstance(driver, Warns)
+    assert "do not reach each other" in (await driver.warnings())[0]

@@ -11,11 +11,11 @@ from pathlib import Path
 from atoll.base.ids import PortId
 from atoll.host import nft, sysctl
 from atoll.host.links import Links
-from atoll.network import naming
+from atoll.network import filter, naming
 from atoll.network.addresses import fixed_mac
 from atoll.network.dnsmasq import Dnsmasq
 from atoll.network.drivers.taps import Taps
-from atoll.network.foreign import foreign_firewalls
+from atoll.network.foreign import bridge_firewalls, foreign_firewalls
 from atoll.network.groups import GroupPlan
 from atoll.network.model import Mode, Network, NetworkTraits, Plugged, Port
 from atoll.network.proxy import Proxies
@@ -68,12 +68,13 @@ class BridgeNetwork:
             addresses=self._addresses(),
         )
         self._set_kernel()
-        present = await nft.comments(FAMILY, self._table)
+        present, commands = await nft.comments(FAMILY, self._table), list[nft.Command]()
         if [comment for comment in present if comment.startswith("atoll ")] != self._marks:
-            set_table = nft.replace_table if present else nft.fill_table
-            await set_table(FAMILY, self._table, self._rules)
-            await self._set_forwards()
-        await self._taps.up()
+            ports = [] if self._record.mode is Mode.ISOLATED else self._taps.placed()
+            contents = [*self._rules, *forward_rules(self._table, ports)[0]]
+            commands = nft.made_anew(FAMILY, self._table, contents, absent=not present)
+        if commands := commands + await self._taps.lacking():
+            await nft.apply(commands)
         if made:
             await self._taps.reattach()
         await self._dnsmasq.ensure(afresh=made)
@@ -84,7 +85,7 @@ class BridgeNetwork:
         await self._taps.down()
         await self._dnsmasq.stop()
         await self._links.delete([self._bridge])
-        await nft.delete_table(FAMILY, self._table)
+        await nft.delete_table(FAMILY, filter.FAMILY, name=self._table)
 
     async def plug(self, port: Port, *, owner: int | None = None) -> Plugged:
         """Entries first: they are found and removed by the port's id, whatever became of its link."""
@@ -111,13 +112,13 @@ class BridgeNetwork:
     async def warnings(self) -> list[str]:
         """What of this host keeps the network from working wholly, for people."""
         if self._record.mode is Mode.ISOLATED:
-            return []
+            return await bridge_firewalls()
         return await foreign_firewalls(self._bridge)
 
     async def _set_forwards(self) -> None:
-        wanted, comments = forward_rules(self._table, self._taps.placed())
         if self._record.mode is Mode.ISOLATED:
             return
+        wanted, comments = forward_rules(self._table, self._taps.placed())
         present = [c for c in await nft.comments(FAMILY, self._table) if c.startswith("forward ")]
         if present != comments:
             chain = {"family": FAMILY, "table": self._table, "name": FORWARDS}

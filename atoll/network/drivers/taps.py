@@ -27,19 +27,30 @@ class Taps:
         self._groups: dict[str, GroupPlan] = {}
 
     async def up(self) -> None:
-        """The filter is there; where it had to be made anew, it has every plugged port again."""
+        """The filter is there; where it had to be made anew, it has every plugged port and its groups again, in the
+        same step: none is ever without its guard, or cut off."""
+        if commands := await self.lacking():
+            await nft.apply(commands)
+
+    async def lacking(self) -> list[nft.Command]:
+        """What `up` would do, for whoever has more to do in the same step."""
         if await nft.has_set(filter.FAMILY, self._table, self._mark):
-            return
-        await nft.replace_table(filter.FAMILY, self._table, self._contents)
-        groups, self._groups = self._groups, {}
-        await self.set_groups(list(groups.values()))
+            return []
+        absent = not await nft.comments(filter.FAMILY, self._table)
+        groups = self._files.groups()
+        commands = [*self._contents, *filter.groups_commands(self._table, groups.values(), {})]
         for placed in self._files.all().values():
-            await self._filter(placed)
+            wanted = filter.port_chains(self._table, placed.link, placed.port, pinned=self._pinned)
+            commands += filter.port_commands(self._table, placed.link, wanted, {})
+        self._groups = groups
+        return nft.made_anew(filter.FAMILY, self._table, commands, absent=absent)
 
     async def down(self) -> None:
+        """But for the filter, which goes with the network's other tables."""
+        there = set(names())
         links = [*(tap.name for tap in await self.taps()), *self._meters.values()]
-        await self._links.delete(links)
-        await nft.delete_table(filter.FAMILY, self._table)
+        if links := [name for name in links if name in there]:
+            await self._links.delete(links)
         self._groups = {}
         self._files.clear()
 
@@ -87,13 +98,9 @@ class Taps:
 
     async def set_groups(self, plans: Sequence[GroupPlan]) -> None:
         """Put these groups in force as they are now, in one step; those not named stay as they are."""
-        commands = []
-        for plan in plans:
-            commands += filter.group_commands(self._table, plan, self._groups.get(plan.id))
-        if commands:
-            # Sets first: rules of one group may name another's.
-            commands.sort(key=lambda command: "set" not in command.get("add", command))
+        if commands := filter.groups_commands(self._table, plans, self._groups):
             await nft.apply(commands)
+            self._files.put_groups(plans)
         self._groups.update({plan.id: plan for plan in plans})
 
     def placed(self) -> list[Port]:

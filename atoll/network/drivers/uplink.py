@@ -9,9 +9,9 @@ from pathlib import Path
 
 from atoll.base.errors import Absent, Exhausted, Lacking, Refused
 from atoll.base.ids import PortId
-from atoll.host import sysctl
+from atoll.host import nft, sysctl
 from atoll.host.links import Link, Links
-from atoll.network import naming
+from atoll.network import filter, naming
 from atoll.network.drivers.taps import Taps
 from atoll.network.foreign import bridge_firewalls
 from atoll.network.groups import GroupPlan
@@ -25,7 +25,7 @@ class UplinkNetwork:
     traits = NetworkTraits(filters=True)
 
     def __init__(self, record: Network, *, tag: str, index: int, directory: Path) -> None:
-        self._record, self._tag = record, tag
+        self._record, self._tag, self._index = record, tag, index
         self._links = Links(naming.link_group(tag))
         self._taps = Taps(
             record, self._links, tag=tag, index=index, bridge=record.uplink, directory=directory, pinned=False
@@ -39,6 +39,7 @@ class UplinkNetwork:
     async def down(self) -> None:
         await self._links.delete([link.name for link in await self._macvtaps()])
         await self._taps.down()
+        await nft.delete_table(filter.FAMILY, name=naming.table_name(self._tag, self._index))
 
     async def plug(self, port: Port, *, owner: int | None = None) -> Plugged:
         uplink = await self._uplink()

@@ -37,3 +37,9 @@ class UserNetwork:
     async def ports(self) -> Mapping[PortId, Plugged]:
         """None: a port is in its engine's process, and nothing of it on the host."""
         return {}
+
+    async def warnings(self) -> list[str]:
+        return [
+            "an ordinary user's guests do not reach each other, and only forwards reach them: a daemon that runs "
+            "as root gives them a bridge"
+        ]
