@@ -4,23 +4,19 @@ It goes to libnftables rather than to the `nft` program: the same text, without 
 """
 
 import asyncio
-import ctypes
 import json
-import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from atoll.base.errors import Absent, AtollError, Broken, Lacking, Unreachable
+from atoll.host import libnftables
 
 Command = dict[str, Any]
 """One object of libnftables-json: `{"add": {"table": {...}}}`."""
 Expression = dict[str, Any]
 """A part of a rule: a match, a statement."""
 
-_LIBRARY = "libnftables.so.1"
-_JSON_OUTPUT = 1 << 4  # NFT_CTX_OUTPUT_JSON: input is read as JSON too
 _TIMEOUT = 20.0  # seconds; replacing a table waits for an RCU grace period
-_ONE_AT_A_TIME = threading.Lock()  # libnftables keeps some of its parser's state in globals
 
 
 async def apply(commands: Sequence[Command]) -> list[dict[str, Any]]:
@@ -29,10 +25,9 @@ async def apply(commands: Sequence[Command]) -> list[dict[str, Any]]:
     Raises Lacking (no libnftables, no right, no kernel support), Absent (it names what is not there), Broken
     (refused), Unreachable (no answer in time).
     """
-    text = json.dumps({"nftables": list(commands)}).encode()
     try:
         async with asyncio.timeout(_TIMEOUT):
-            code, output, complaint = await asyncio.to_thread(_run, text)
+            code, output, complaint = await asyncio.to_thread(libnftables.run, list(commands))
     except TimeoutError:
         raise Unreachable(f"the packet filter did not answer within {_TIMEOUT:.0f} s") from None
     if code:
@@ -131,38 +126,3 @@ def _translate(complaint: bytes) -> AtollError:
     if "No such file or directory" in text:
         return Absent(f"the packet filter has no such table or chain: {text}")
     return Broken(f"the packet filter refused a change: {text}", hint="nft list ruleset")
-
-
-def _load() -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL(_LIBRARY)
-    except OSError as error:
-        raise Lacking(f"{_LIBRARY} is missing", hint="apt-get install nftables") from error
-    library.nft_ctx_new.restype = ctypes.c_void_p
-    library.nft_ctx_new.argtypes = [ctypes.c_uint32]
-    library.nft_ctx_output_set_flags.argtypes = [ctypes.c_void_p, ctypes.c_uint]
-    library.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
-    for name in ("nft_ctx_free", "nft_ctx_buffer_output", "nft_ctx_buffer_error"):
-        getattr(library, name).argtypes = [ctypes.c_void_p]
-    for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
-        getattr(library, name).argtypes = [ctypes.c_void_p]
-        getattr(library, name).restype = ctypes.c_char_p
-    return library
-
-
-def _run(text: bytes) -> tuple[int, bytes, bytes]:
-    """Exit code, output and errors. A context each call: it belongs to the caller's network namespace."""
-    with _ONE_AT_A_TIME:
-        library = _load()
-        context = library.nft_ctx_new(0)
-        if not context:
-            raise Broken("libnftables gave no context")
-        try:
-            library.nft_ctx_buffer_output(context)
-            library.nft_ctx_buffer_error(context)
-            library.nft_ctx_output_set_flags(context, _JSON_OUTPUT)
-            code = library.nft_run_cmd_from_buffer(context, text)
-            output = library.nft_ctx_get_output_buffer(context)
-            return code, output or b"", library.nft_ctx_get_error_buffer(context) or b""
-        finally:
-            library.nft_ctx_free(context)
