@@ -1,4 +1,4 @@
-"""Whole disks copied from one file to another by qemu-img in a cell: every layer's format is told, none is guessed."""
+"""Whole disks copied from one file to another by qemu-img in a cell: each format is told, none guessed."""
 
 import asyncio
 import contextlib

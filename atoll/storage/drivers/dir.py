@@ -87,11 +87,7 @@ class DirPool:
     async def copy_out(self, volume: VolumeId, target: Path, *, compress: bool, told: copies.Told) -> None:
         """See storage.pool.Streams."""
         layers = (await self.attach(volume)).layers
-        with files.translated(f"look at volume {volume}"), Path(layers[0].uri).open("rb") as file:
-            size = _virtual_size(file, Path(layers[0].uri))
-        if size is None:
-            raise Broken(f"volume {volume} is damaged: it has no qcow2 header")
-        await copies.create(target, size, zstd=compress)
+        await copies.create(target, (await self.usage(volume)).provisioned, zstd=compress)
         chain = [(Path(layer.uri), layer.format) for layer in layers]
         await copies.copy(chain, (target, "qcow2"), compress=compress, told=told)
 
