@@ -114,7 +114,6 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
         await events.start()
         held.push_async_callback(events.close)
         operations = Operations(OperationBook(shared), Journal(local), events, host=me.id, epoch=epoch, hook=hook)
-
         images, storage, networks = ImageBook(shared), StorageBook(shared), NetworkBook(shared)
         library = await _library(paths, config, images)
         pools = await _pools(Pools(storage, host=me.id, home=paths.state, warn_at=config.storage.warn_at))
@@ -136,7 +135,6 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
         book = await _swept(InstanceBook(shared), boots)
         here = Here(me.id, book, {Kind.VM: engine}, supplies, uids, memory, events)
         _teach(operations, here, library, kernels, parse_networks(config.images.private))
-        parcels = await _teach_parcels(operations, here, paths, config)
         _teach_networks(operations, wires)
         catalog = await held.enter_async_context(Catalog(shared))
         keeper = Keeper(here, operations)
@@ -160,7 +158,7 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
             ready=lambda: operations.settled,
             seeds=boots.seeds,
             shells=Shells(boots),
-            parcels=parcels,
+            parcels=await _teach_parcels(operations, here, paths, config),
             recipes=tuple(RecipeView(name=name, description=about(recipe)) for name, recipe in RECIPES.items()),
         )
         yield Atoll(services, local, keeper, engine, probe, library, realised, rebooted)

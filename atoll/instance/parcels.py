@@ -13,7 +13,7 @@ from atoll.instance.outbox import Outbox, Sending
 from atoll.instance.parcel import Parcel
 from atoll.instance.seed import check
 from atoll.instance.verbs.args import Fitting
-from atoll.operation.model import OperationStatus, as_error
+from atoll.operation.model import as_error
 from atoll.operation.runner import Operations
 
 
@@ -60,5 +60,4 @@ class Parcels:
             await asyncio.gather(fetching, ending, return_exceptions=True)
         if operation.problem is not None:
             raise as_error(operation.problem)
-        assert operation.status is not OperationStatus.RUNNING
         raise Absent("this export was fetched already", hint="export it again")

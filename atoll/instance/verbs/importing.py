@@ -123,7 +123,8 @@ class ImportInstance:
         self, work: RunningWork, args: ImportInstanceArgs, parcel: Parcel, fitted: Fitted
     ) -> InstanceView:
         work.about(id=fitted.id)
-        await work.step("disk", UndoStep("instance.forget", {"id": fitted.id}), percent=60)
+        mine = UndoStep("instance.forget-own", {"id": fitted.id, "operation": work.id})
+        await work.step("disk", mine, percent=60)
         folder = self._dock.folder(work.id)
         async with self._kernel(parcel, folder) as manifest:
             view, plan = await self._born(work, args, parcel, fitted, manifest)
@@ -171,6 +172,10 @@ class ImportInstance:
                 if fitted.name in await self._here.book.names(args.project):
                     raise Exists(
                         f"instance {fitted.name} already exists", hint="another name: --name NAME", field="name"
+                    ) from None
+                if await self._here.book.by_id(fitted.id):
+                    raise Conflict(
+                        f"{parcel.name} came from two files at the same time", hint="try again"
                     ) from None
                 continue
             return msgspec.structs.replace(view, revision=revision, status_revision=revision), plan
