@@ -1,7 +1,6 @@
 """`atoll export` and `atoll import`: whole instances leave for a file, and come from one."""
 
 import asyncio
-import contextlib
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -58,13 +57,15 @@ def export(ctx: click.Context, name: str, file: str, compress: bool, without_vol
             fetching = asyncio.ensure_future(_fetch(client, settings, asked, target))
             try:
                 ended = await waiting.wait(asked, f"exporting {name}")
+                return ended, await fetching
+            except AtollError as error:
+                await asyncio.wait({fetching}, timeout=5)
+                if fetching.done() and isinstance(own := fetching.exception(), OSError):
+                    raise own from error  # a full disk here is why the daemon says that we hung up
+                raise
             finally:
-                if not fetching.done():
-                    await asyncio.wait({fetching}, timeout=5)
                 fetching.cancel()
-                with contextlib.suppress(AtollError, asyncio.CancelledError):
-                    await fetching  # what the operation ended with is the story
-            return ended, fetching.result()
+                await asyncio.gather(fetching, return_exceptions=True)
 
     ended, size = run(settings, work)
     if file != "-":
