@@ -54,7 +54,7 @@ def export(ctx: click.Context, name: str, file: str, compress: bool, without_vol
         target = Target(file, mode=0o600)
         async with Waiting(client, settings, steps=True) as waiting:
             asked = await client.parcels.export(name, compress=compress, volumes=not without_volumes)
-            fetching = asyncio.ensure_future(_fetch(client, settings, asked, target))
+            fetching = asyncio.ensure_future(_fetch(client, asked, target))
             try:
                 ended = await waiting.wait(asked, f"exporting {name}")
                 return ended, await fetching
@@ -73,12 +73,12 @@ def export(ctx: click.Context, name: str, file: str, compress: bool, without_vol
         output.emit(settings, told, lambda: None if settings.quiet else click.echo(f"{file}: {show_size(size)}"))
 
 
-async def _fetch(client: "Client", settings: Settings, asked: "Operation", target: Target) -> int:
+async def _fetch(client: "Client", asked: "Operation", target: Target) -> int:
+    """Bytes of the file. How much has come, the operation tells."""
     try:
         async with client.parcels.fetch(asked) as (length, chunks):
-            moved = Moved(settings, "received", length)
-            await target.take(moved.through(chunks))
-            return moved.size
+            await target.take(chunks)
+            return length
     finally:
         target.drop()
 

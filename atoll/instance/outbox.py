@@ -16,7 +16,6 @@ FETCHED_IN = 300.0
 class Sending(msgspec.Struct, frozen=True):
     """A file of `length` bytes as it is made."""
 
-    name: str
     length: int
     chunks: AsyncIterator[bytes]
 

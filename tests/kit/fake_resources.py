@@ -222,7 +222,7 @@ class FakeParcels:
         async def chunks() -> AsyncIterator[bytes]:
             yield b"all of it"
 
-        return Sending("web.atoll", 9, chunks())
+        return Sending(9, chunks())
 
 
 class FakeFacts(msgspec.Struct, frozen=True):

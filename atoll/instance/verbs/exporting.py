@@ -1,6 +1,6 @@
 """export: a whole instance as one file, for whoever fetches it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
@@ -71,7 +71,7 @@ class Export:
             contents, folder = dict(parcel.members()), self._dock.folder(work.id)
             length = total(manifest, contents)
             await work.step("send", percent=COPIED, text=f"sending {show_size(length)}")
-            await offer.send(Sending(f"{view.name}.atoll", length, write(manifest, contents, folder)))
+            await offer.send(Sending(length, _told(work, write(manifest, contents, folder), length)))
         await work.step("clear", percent=SENT)
         await self._dock.clear(work.id)
         return {"length": length, "disks": len(parcel.disks)}
@@ -205,6 +205,18 @@ class Export:
             boot=boot,
             uefi=uefi,
         )
+
+
+async def _told(work: RunningWork, chunks: AsyncIterator[bytes], length: int) -> AsyncIterator[bytes]:
+    """The same, with how much of it is on its way: each percent once."""
+    sent, last = 0, 0
+    async for chunk in chunks:
+        yield chunk
+        sent += len(chunk)
+        percent = COPIED + sent * (SENT - COPIED) // length
+        if percent != last:
+            last = percent
+            work.tell(percent, f"sending {show_size(length)}")
 
 
 def travelling(spec: InstanceSpec) -> InstanceSpec:

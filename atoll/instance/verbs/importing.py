@@ -106,6 +106,7 @@ class ImportInstance:
             await self._yard.move(view, Life.READY)
 
         await afresh(ready)
+        self._yard.tell("created", volume)
 
     async def _fill(self, work: RunningWork, volume: Volume, pool: Pool, number: int) -> None:
         driver = await self._here.supplies.pools.driver(pool)
