@@ -29,6 +29,8 @@ FORMATS = frozenset({"raw", "qcow2"})
 ROLES = frozenset({"disk", "kernel", "initrd", "iso"})
 ISO = "iso"
 """Kind of an image that is a disc, and the role of its one file."""
+KERNEL = "kernel"
+"""Kind of what an instance that was imported whole boots directly; it has no name."""
 
 
 class Realised(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,7 +206,7 @@ class Library:
         try:
             for role, path in parts.items():
                 kept[role] = await self.blobs.add(path, ours=True)
-            yield Manifest(files=kept, kind="kernel", source="import", **told)
+            yield Manifest(files=kept, kind=KERNEL, source="import", **told)
         except BaseException:
             await self._give_up(kept)
             raise

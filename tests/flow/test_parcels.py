@@ -24,7 +24,9 @@ from atoll.base.errors import (
 )
 from atoll.base.ids import Bytes
 from atoll.client import Client, Endpoint, Fitting
-from atoll.instance.model import CloudInit, DiskUse, InstanceSpec, NicSpec, State
+from atoll.host.firmware import uefi
+from atoll.instance.model import CloudInit, DiskSpec, DiskUse, InstanceSpec, NicSpec, State
+from atoll.instance.model import Restart as RestartPolicy
 from atoll.instance.verbs.exporting import Export
 from atoll.instance.verbs.importing import ImportInstance
 from atoll.network.model import Forward
@@ -366,3 +368,27 @@ async def test_an_upload_that_a_daemon_lost_is_told(world: World) -> None:
     for upload in ("../x", "web", ".up-/../x"):
         with pytest.raises(Invalid, match="is not an upload"):
             await world.do("instance.import", "copy", upload=upload)
+
+
+async def test_what_its_uefi_remembers_comes_too(world: World, other: World) -> None:
+    """Of an instance that began with an empty disk, with a CD in its drive, which stays behind."""
+    spec = InstanceSpec(image="", root=DiskSpec(size=Bytes(GIB)), firmware="uefi", restart=RestartPolicy.ALWAYS)
+    await world.do("instance.launch", spec=spec, start=False)
+    home = world.here.supplies.boots.home((await world.get()).id)
+    home.mkdir(parents=True)
+    remembered = uefi().template.read_bytes()[:-4] + b"mine"
+    (home / "variables.fd").write_bytes(remembered)
+    await other.bring(await world.export())
+    came = await other.get()
+    assert (came.instance.hardware.firmware, came.instance.spec.restart) == ("uefi", RestartPolicy.ALWAYS)
+    assert (other.here.supplies.boots.home(came.id) / "variables.fd").read_bytes() == remembered
+    (home / "variables.fd").write_bytes(b"another size")
+    await other.bring(await world.export(), name="second", new_identity=True)
+    second = await other.get("second")
+    assert not (other.here.supplies.boots.home(second.id) / "variables.fd").exists(), (
+        "it gets fresh ones at its start"
+    )
+    for name in ("web", "second"):
+        await other.do("instance.delete", name)
+    assert await other.leftovers() == []
+    assert not other.here.supplies.boots.home(came.id).exists()
