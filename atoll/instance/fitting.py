@@ -16,7 +16,7 @@ from atoll.base.units import show_size
 from atoll.instance import nics
 from atoll.instance.here import Here
 from atoll.instance.model import DiskSpec, InstanceSpec, Limits, NicSpec
-from atoll.instance.parcel import DiskPart, NicPart, Parcel
+from atoll.instance.parcel import DiskPart, NicPart, Parcel, travelling
 from atoll.instance.verbs.args import Fitting
 from atoll.network.model import Network
 from atoll.storage.model import Pool
@@ -52,7 +52,7 @@ async def fit(here: Here, project: str, parcel: Parcel, how: Fitting) -> Fitted:
     await _check_room(here, parcel, pools)
     planned, wanted = await _nics(here, project, parcel, how, notes)
     spec = msgspec.structs.replace(
-        parcel.spec,
+        travelling(parcel.spec),  # whatever else its file says
         root=DiskSpec(size=Bytes(parcel.disks[0].size), pool=pools[0].name),
         nics=planned,
         limits=_limits(here, parcel.spec, notes),

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from atoll.base.errors import Invalid
 from atoll.base.units import MiB, show_size
-from atoll.instance.model import MAX_NICS, CloudInit, InstanceSpec, Label, NicSpec
+from atoll.instance.model import MAX_NICS, CloudInit, InstanceSpec, Label, NicSpec, Power
 from atoll.storage.model import Bus, Cache, VolumeFormat
 
 FORMAT: Literal["atoll-instance"] = "atoll-instance"
@@ -116,6 +116,20 @@ class _Head(msgspec.Struct, frozen=True):
 
 def disk_name(number: int) -> str:
     return f"disk-{number}.qcow2"
+
+
+def travelling(spec: InstanceSpec) -> InstanceSpec:
+    """Without what is its host's, and what a parcel tells elsewhere. What is in its drive stays behind."""
+    return msgspec.structs.replace(
+        spec,
+        image="",
+        cdrom="",
+        boot_cdrom=False,
+        host=None,
+        nics=(),
+        power=Power.OFF,
+        accel="auto" if spec.accel == "kvm" else spec.accel,  # what its new host can do, is found out there
+    )
 
 
 def read(raw: bytes, *, largest: int) -> Parcel:

@@ -101,11 +101,13 @@ class Reader:
     async def _next(self, name: str) -> int:
         """The length of the next member. Raises HeaderError where no header of a plain file is there."""
         block = await self._exactly(BLOCK, name)
-        info = tarfile.TarInfo.frombuf(block, "ascii", "strict")
+        info = tarfile.TarInfo.frombuf(block, "ascii", "replace")
         if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
             raise bad(f"it holds {info.name[:60]!r}, which is no plain file")
         if info.name != name:
             raise bad(f"it holds {info.name[:60]!r} where {name} should be")
+        if info.size < 0:
+            raise bad(f"it says that {name} has {info.size} bytes")
         return info.size
 
     async def _body(self, length: int, name: str) -> AsyncIterator[bytes]:

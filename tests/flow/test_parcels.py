@@ -1,15 +1,12 @@
 """Export and import on fakes: what is kept, what is made anew and told, what is refused, and daemons that die."""
 
 import asyncio
-import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from atoll.api.app import build
-from atoll.api.server import serve
 from atoll.base.errors import (
     Absent,
     AtollError,
@@ -23,7 +20,6 @@ from atoll.base.errors import (
     Unreachable,
 )
 from atoll.base.ids import Bytes
-from atoll.client import Client, Endpoint, Fitting
 from atoll.host.firmware import uefi
 from atoll.instance.model import CloudInit, DiskSpec, DiskUse, InstanceSpec, NicSpec, State
 from atoll.instance.model import Restart as RestartPolicy
@@ -34,7 +30,7 @@ from atoll.operation.model import OperationStatus
 from atoll.operation.verb import Recovery
 from atoll.storage.model import Life
 from tests.flow.test_recovery import Died
-from tests.kit.app import BookReads, make_kit
+from tests.kit.parcels import disk, manifest, whole
 from tests.kit.world import GIB, World
 
 FORWARD = Forward(port=8080, to=80)
@@ -234,6 +230,17 @@ async def test_nobody_fetches_it(world: World, monkeypatch: pytest.MonkeyPatch) 
     assert list((world.root / "parcels").iterdir()) == []
 
 
+async def test_a_file_gets_no_image_disc_or_host_by_asking(other: World, tmp_path: Path) -> None:
+    raw = disk(tmp_path)
+    spec = {"image": "tiny", "cdrom": "tiny", "boot_cdrom": True, "host": "elsewhere", "power": "on"}
+    await other.bring(whole(manifest(raw, spec=spec | {"nics": [{"network": "default"}]}), raw))
+    came = (await other.get()).instance
+    assert (came.image, came.cdrom, came.spec.image, came.spec.cdrom, came.spec.host) == ("", "", "", "", None)
+    assert (came.spec.nics, came.spec.power) == ((), "off")
+    [volume] = await other.here.supplies.storage.all_volumes()
+    assert volume.base is None
+
+
 async def test_two_imports_at_once_have_one_name(world: World, other: World) -> None:
     await world.launch(start=False)
     file = await world.export()
@@ -242,75 +249,6 @@ async def test_two_imports_at_once_have_one_name(world: World, other: World) -> 
     assert len(await other.here.book.all()) == 1
     await other.do("instance.delete")
     assert await other.leftovers() == []
-
-
-@pytest.fixture
-async def client(world: World, tmp_path: Path) -> AsyncIterator[Client]:
-    """The API over the world's records."""
-    kit = await make_kit()
-    services = dataclasses.replace(
-        kit.services,
-        instances=BookReads(world.here.book),
-        operations=world.operations,
-        parcels=world.parcels,
-        seeds=world.here.supplies.boots.seeds,
-    )
-    serving = await serve(build(services), unix=tmp_path / "s")
-    async with Client(Endpoint(socket=tmp_path / "s")) as made:
-        yield made
-    await serving.close()
-    await kit.close()
-
-
-def padded(world: World) -> None:
-    """Its disks take more than any buffer on the way."""
-    copy = world.pool.copy_out
-
-    async def large(volume: Any, target: Path, **rest: Any) -> None:
-        await copy(volume, target, **rest)
-        with target.open("ab") as file:
-            file.write(bytes(48 << 20))
-
-    world.pool.copy_out = large  # type: ignore[method-assign]
-
-
-async def test_over_the_wire_it_leaves_and_comes(world: World, client: Client) -> None:
-    padded(world)
-    await furnished(world)
-    asked = await client.parcels.export("web")
-    async with client.parcels.fetch(asked) as (length, chunks):
-        file = b"".join([chunk async for chunk in chunks])
-    assert len(file) == length > 96 << 20
-    assert (await client.operations.wait(asked)).status is OperationStatus.DONE
-    with pytest.raises(Exists):  # said at once: most of the file is never sent
-        await client.parcels.send(pieces(file), Fitting())
-    brought = await client.parcels.send(pieces(file), Fitting(name="copy"), length=len(file))
-    ended = await client.operations.wait(brought)
-    assert (ended.subject.name, ended.status) == ("copy", OperationStatus.DONE)
-    copy = await client.instances.get("copy")
-    assert await world.here.supplies.boots.seeds.get("default", copy.instance.seed) == SECRET
-    with pytest.raises(Absent):
-        async with client.parcels.fetch(asked):
-            pass
-    with pytest.raises(Invalid, match="cut off"):
-        await client.parcels.send(pieces(file[: len(file) // 2]), Fitting(name="half"))
-    assert list((world.root / "parcels").iterdir()) == []
-
-
-async def test_a_client_that_hangs_up_ends_the_export(world: World, client: Client) -> None:
-    padded(world)
-    await furnished(world)
-    asked = await client.parcels.export("web")
-    async with client.parcels.fetch(asked) as (_, chunks):
-        await anext(aiter(chunks))
-    with pytest.raises(Unreachable, match="hung up"):
-        await client.operations.wait(asked)
-    assert list((world.root / "parcels").iterdir()) == []
-
-
-async def pieces(file: bytes) -> AsyncIterator[bytes]:
-    for at in range(0, len(file), 1 << 20):
-        yield file[at : at + (1 << 20)]
 
 
 WHEN = ("enter", "journalled")

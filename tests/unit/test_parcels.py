@@ -78,6 +78,16 @@ def special(name: str, type: bytes, link: str = "", **pax: str) -> Make:
     return make
 
 
+def renamed(file: bytes, name: bytes = b"atoll.json", size: bytes = b"") -> bytes:
+    """With another first header, whose checksum holds."""
+    head = bytearray(file[:512])
+    head[:100] = name.ljust(100, b"\0")
+    head[124:136] = size or head[124:136]
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    return bytes(head) + file[512:]
+
+
 def told(**changes: Any) -> Make:
     return lambda raw: whole(manifest(raw, **changes), raw)
 
@@ -96,6 +106,9 @@ def listed(**changes: Any) -> Make:
 NONE, PORT = content(b""), {"port": 80, "to": 80}
 NIC = {"spec": {}, "mac": "52:54:00:12:34:56"}
 CASES: dict[str, tuple[Make, str]] = {
+    "a name of other letters": (lambda raw: renamed(whole(manifest(raw), raw), b"atoll.js\xff\xfe"), "should be"),
+    "a length below nothing": (lambda raw: renamed(whole(manifest(raw), raw), size=b"\xff" * 12), "has -1 bytes"),
+    "a header of noise": (lambda raw: b"\xff" * 512 + whole(manifest(raw), raw), "no instance"),
     "empty": (lambda _: b"", "cut off"),
     "no tar": (lambda raw: raw * 4, "no instance"),
     "zeros": (lambda _: bytes(4096), "no instance"),

@@ -13,7 +13,7 @@ from atoll.host import files
 from atoll.instance.book import InstanceView
 from atoll.instance.dock import Dock
 from atoll.instance.here import ALIVE, Here
-from atoll.instance.model import Disk, InstanceSpec, Power
+from atoll.instance.model import Disk
 from atoll.instance.outbox import Outbox, Sending
 from atoll.instance.parcel import (
     FORMAT,
@@ -24,6 +24,7 @@ from atoll.instance.parcel import (
     NicPart,
     Parcel,
     disk_name,
+    travelling,
 )
 from atoll.instance.tarred import measure, total, write
 from atoll.instance.verbs.args import ExportArgs
@@ -217,20 +218,6 @@ async def _told(work: RunningWork, chunks: AsyncIterator[bytes], length: int) ->
         if percent != last:
             last = percent
             work.tell(percent, f"sending {show_size(length)}")
-
-
-def travelling(spec: InstanceSpec) -> InstanceSpec:
-    """Without what is its host's, and what a parcel tells elsewhere. What is in its drive stays behind."""
-    return msgspec.structs.replace(
-        spec,
-        image="",
-        cdrom="",
-        boot_cdrom=False,
-        host=None,
-        nics=(),
-        power=Power.OFF,
-        accel="auto" if spec.accel == "kvm" else spec.accel,  # what its new host can do, is found out there
-    )
 
 
 def refuse_unless_at_rest(view: InstanceView) -> None:
