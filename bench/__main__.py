@@ -25,6 +25,7 @@ NAMES = {
     "api": "10,000 instances",
     "store": "The store",
     "pool": "Pools and images",
+    "images": "Bringing an image",
     "networks": "Networks",
     "forkable": "Forkable memory",
 }

@@ -20,6 +20,7 @@ from atoll.api.routes import (
     instances,
     networks,
     operations,
+    parcels,
     resources,
     root,
     screens,
@@ -58,6 +59,7 @@ def all_routes(version: str) -> list[Route]:
         *resources.routes,
         *storage.routes,
         *imports.routes,
+        *parcels.routes,
         *networks.routes,
     ]
     return found

@@ -187,7 +187,7 @@ class Routes(list[Route]):
     ) -> Callable[[Handler], Handler]:
         def declare(handler: Handler) -> Handler:
             hints = get_type_hints(handler)
-            default_body = Empty if method == "POST" else None
+            default_body = Empty if method == "POST" and not takes else None
             route = Route(
                 method=method,
                 path=path,

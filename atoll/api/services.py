@@ -14,8 +14,11 @@ from atoll.image.model import File, Image
 from atoll.image.staging import Upload
 from atoll.instance.admission import HostMemory
 from atoll.instance.book import InstanceView
+from atoll.instance.dock import Received
 from atoll.instance.engine import Engine, Stream
 from atoll.instance.model import CloudInit, Kind
+from atoll.instance.outbox import Sending
+from atoll.instance.verbs.args import Fitting
 from atoll.network.groups import Group
 from atoll.network.model import Network, Port
 from atoll.operation.events import Events
@@ -113,6 +116,22 @@ class Seeds(Protocol):
     async def put(self, project: str, given: CloudInit) -> str:
         """Keep what was given for cloud-init; its id. Raises Invalid, Exhausted."""
 
+    async def forget(self, id: str) -> None:
+        """Absent is success."""
+
+
+class Parcels(Protocol):
+    async def receive(self, project: str, chunks: AsyncIterator[bytes], how: Fitting) -> Received:
+        """Take in an instance that a client sends. Raises Invalid, Exhausted, Exists, Absent; then nothing of it
+        is left."""
+
+    def drop(self, received: Received) -> None:
+        """Absent is success."""
+
+    async def fetch(self, project: str, id: str) -> Sending:
+        """The file of a running export, once it is there. Raises Absent, Refused, and what the export fails
+        with."""
+
 
 class Shell(Stream, Protocol):
     def resize(self, columns: int, rows: int) -> None:
@@ -150,6 +169,7 @@ class Services:
     memory: Callable[[], HostMemory]
     seeds: Seeds
     shells: Shells
+    parcels: Parcels
     ready: Callable[[], bool] = lambda: True
     recipes: Sequence[RecipeView] = ()
     limits: Limits = field(default_factory=Limits)

@@ -165,8 +165,9 @@ async def _read(file: BinaryIO) -> AsyncIterator[bytes]:
 class Target:
     """A local file that appears whole or not at all; devices, pipes and `-` are written as they are."""
 
-    def __init__(self, path: str) -> None:
-        self._goal, self._part = os.path.realpath(path), ""
+    def __init__(self, path: str, mode: int = 0o666) -> None:
+        """`mode`: of a new file, as far as the umask leaves it."""
+        self._goal, self._part, self._mode = os.path.realpath(path), "", mode
         if path == "-":
             self._file: BinaryIO = sys.stdout.buffer
         elif os.path.exists(path) and not os.path.isfile(path):
@@ -186,11 +187,16 @@ class Target:
             if self._part:
                 mask = os.umask(0)
                 os.umask(mask)
-                os.fchmod(self._file.fileno(), 0o666 & ~mask)
+                os.fchmod(self._file.fileno(), self._mode & ~mask)
                 os.replace(self._part, self._goal)
                 self._part = ""
         finally:
-            if self._file is not sys.stdout.buffer:
-                self._file.close()
-            if self._part:
-                os.unlink(self._part)
+            self.drop()
+
+    def drop(self) -> None:
+        """What is not whole by now is gone. May be called again."""
+        if self._file is not sys.stdout.buffer:
+            self._file.close()
+        if self._part:
+            os.unlink(self._part)
+            self._part = ""

@@ -1,30 +1,27 @@
 """`atoll image import` and `atoll image export`: images come from files and URLs, and go to files."""
 
-import hashlib
 import os
 import re
-import sys
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import click
 
-from atoll.base import clock
-from atoll.base.errors import Absent, Broken, Invalid
+from atoll.base.errors import Broken, Invalid
 from atoll.base.names import check_label
-from atoll.base.units import MiB, show_size
+from atoll.base.units import show_size
 from atoll.cli import output
 from atoll.cli.completing import images
 from atoll.cli.context import run
-from atoll.cli.files import REDRAW, Target
+from atoll.cli.files import Target
 from atoll.cli.image import image
-from atoll.cli.progress import Line, Waiting
+from atoll.cli.moved import Moved, opened, read
+from atoll.cli.progress import Waiting
 from atoll.cli.settings import Settings
 
 if TYPE_CHECKING:
     from atoll.client import Client, Operation
 
-CHUNK = 4 * MiB
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -99,54 +96,10 @@ async def _ask(
         from atoll.client import ImportBody
 
         return await client.images.fetch(name, ImportBody(url=source, **given))  # type: ignore[arg-type]
-    file, length = _opened(source)
+    file, length = opened(source, "an image", "look at its path, or give a URL")
     with file:
-        moved = _Moved(settings, "sent", length)
-        return await client.images.send(name, moved.through(_read(file)), length=length, **given)  # type: ignore[arg-type]
-
-
-def _opened(source: str) -> tuple[BinaryIO, int | None]:
-    if source == "-":
-        return sys.stdin.buffer, None
-    try:
-        file = open(source, "rb", buffering=0)  # noqa: SIM115  # closed by the caller
-    except FileNotFoundError as error:
-        raise Absent(f"there is no file {source}", hint="look at its path, or give a URL", field="FILE") from error
-    except IsADirectoryError as error:
-        raise Invalid(f"{source} is a directory", hint="an image is one file", field="FILE") from error
-    length = os.fstat(file.fileno()).st_size if os.path.isfile(source) else None
-    return file, length
-
-
-async def _read(file: BinaryIO) -> AsyncIterator[bytes]:
-    while chunk := file.read(CHUNK):
-        yield chunk
-
-
-class _Moved:
-    """Counts and hashes what passes, and tells it on a terminal. `all`: bytes that will pass, None: unknown."""
-
-    def __init__(self, settings: Settings, what: str, all: int | None, *, hashing: bool = False) -> None:
-        self.size = 0
-        self.hash = hashlib.sha256() if hashing else None
-        self._what, self._all = what, all
-        self._line = Line() if sys.stderr.isatty() and not settings.quiet else None
-
-    async def through(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        shown = clock.monotonic()
-        try:
-            async for chunk in chunks:
-                self.size += len(chunk)
-                if self.hash is not None:
-                    self.hash.update(chunk)
-                if self._line and clock.monotonic() - shown > REDRAW:
-                    shown = clock.monotonic()
-                    of = f" of {show_size(self._all)}" if self._all else ""
-                    self._line.show(f"{self._what} {show_size(self.size)}{of}")
-                yield chunk
-        finally:
-            if self._line:
-                self._line.clear()
+        moved = Moved(settings, "sent", length)
+        return await client.images.send(name, moved.through(read(file)), length=length, **given)  # type: ignore[arg-type]
 
 
 @image.command(
@@ -170,7 +123,7 @@ def export(ctx: click.Context, name: str, file: str, role: str | None) -> None:
 
     async def work(client: "Client") -> tuple[int, str]:
         async with client.images.content(name, role=role or "") as (length, digest, chunks):
-            moved = _Moved(settings, "received", length, hashing=True)
+            moved = Moved(settings, "received", length, hashing=True)
 
             async def checked() -> AsyncIterator[bytes]:
                 async for chunk in moved.through(chunks):

@@ -23,6 +23,8 @@ SECTIONS = {
         "restart": Entry("atoll.cli.power:restart", "Shut instances down and start them again"),
         "pause": Entry("atoll.cli.power:pause", "Freeze instances in memory"),
         "resume": Entry("atoll.cli.power:resume", "Let paused instances go on"),
+        "export": Entry("atoll.cli.parcels:export", "Write a whole instance to one file"),
+        "import": Entry("atoll.cli.parcels:import_", "Make an instance of such a file"),
         "delete": Entry("atoll.cli.power:delete", "Remove instances and their disks"),
     },
     "In an instance": {

@@ -22,7 +22,7 @@ from atoll.instance.book import InstanceView
 from atoll.instance.cloudstate import CloudState
 from atoll.instance.engine import Outcome, Stats
 from atoll.instance.model import CloudInit, Disk, DiskUse, InstanceSpec, NicSpec, State
-from atoll.instance.verbs.args import Changes, HostPort, NicChanges
+from atoll.instance.verbs.args import Changes, Fitting, HostPort, NicChanges
 from atoll.network.groups import GroupRule
 from atoll.network.model import Bandwidth, Forward, Mode
 from atoll.operation.model import News, Operation, OperationStatus, Progress
@@ -38,6 +38,7 @@ __all__ = [
     "Disk",
     "DiskUse",
     "Endpoint",
+    "Fitting",
     "Forward",
     "GroupRule",
     "GroupView",

@@ -8,6 +8,7 @@ from atoll.client.events import Events
 from atoll.client.instances import Instances
 from atoll.client.networks import Groups, Networks, Nics
 from atoll.client.operations import Operations
+from atoll.client.parcels import Parcels
 from atoll.client.resources import Hosts, Images, Tokens
 from atoll.client.storage import Pools, Volumes
 from atoll.client.transport import Transport, path_of
@@ -28,6 +29,7 @@ class Client:
         self.events = Events(self._transport)
         self.operations = Operations(self._transport)
         self.instances = Instances(self._transport, project)
+        self.parcels = Parcels(self._transport, project)
         self.images = Images(self._transport, project)
         self.networks = Networks(self._transport, project)
         self.groups = Groups(self._transport, project)

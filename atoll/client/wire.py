@@ -51,6 +51,13 @@ class StopBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     keep_wanted: bool = False
 
 
+class ExportBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`compress`: its disks, by zstd. `volumes` false: those with a life of their own are left out."""
+
+    compress: bool = False
+    volumes: bool = True
+
+
 class RenameBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     to: Label
 

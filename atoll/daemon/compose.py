@@ -31,10 +31,13 @@ from atoll.instance.admission import HostMemory
 from atoll.instance.book import InstanceBook
 from atoll.instance.boots import Boots
 from atoll.instance.catalog import Catalog
+from atoll.instance.dock import Dock
 from atoll.instance.engines.qemu.engine import Qemu
 from atoll.instance.here import Here
 from atoll.instance.keeper import Keeper
 from atoll.instance.model import Kind, State
+from atoll.instance.outbox import Outbox
+from atoll.instance.parcels import Parcels
 from atoll.instance.seeds import SeedBook
 from atoll.instance.shell import Shells
 from atoll.instance.supplies import Supplies
@@ -43,6 +46,8 @@ from atoll.instance.undoers import undoers
 from atoll.instance.verbs.change import Rename, Set
 from atoll.instance.verbs.delete import Delete
 from atoll.instance.verbs.disks import AttachVolume, DetachVolume, GrowVolume
+from atoll.instance.verbs.exporting import Export, parcel_undoers
+from atoll.instance.verbs.importing import ImportInstance
 from atoll.instance.verbs.launch import Launch
 from atoll.instance.verbs.media import Eject
 from atoll.instance.verbs.nic import AddNic, RemoveNic, SetNic
@@ -109,7 +114,6 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
         await events.start()
         held.push_async_callback(events.close)
         operations = Operations(OperationBook(shared), Journal(local), events, host=me.id, epoch=epoch, hook=hook)
-
         images, storage, networks = ImageBook(shared), StorageBook(shared), NetworkBook(shared)
         library = await _library(paths, config, images)
         pools = await _pools(Pools(storage, host=me.id, home=paths.state, warn_at=config.storage.warn_at))
@@ -154,6 +158,7 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
             ready=lambda: operations.settled,
             seeds=boots.seeds,
             shells=Shells(boots),
+            parcels=await _teach_parcels(operations, here, paths, config),
             recipes=tuple(RecipeView(name=name, description=about(recipe)) for name, recipe in RECIPES.items()),
         )
         yield Atoll(services, local, keeper, engine, probe, library, realised, rebooted)
@@ -207,7 +212,7 @@ def _teach(operations: Operations, here: Here, library: Library, kernels: Kernel
         SetNic(here),
         undoers=undoers(here),
     )
-    _teach_storage(operations, here)
+    _teach_storage(operations, _yard(here), here)
     operations.know(
         Build(library, kernels.changed),
         DeleteImage(library),
@@ -218,13 +223,24 @@ def _teach(operations: Operations, here: Here, library: Library, kernels: Kernel
     )
 
 
-def _teach_storage(operations: Operations, here: Here) -> None:
+def _yard(here: Here) -> Yard:
     async def name_of(id: str) -> str:
         view = await here.book.by_id(id)
         return view.name if view else ""
 
     pools = here.supplies.pools
-    yard = Yard(pools.book, pools, here.events, name_of)
+    return Yard(pools.book, pools, here.events, name_of)
+
+
+async def _teach_parcels(operations: Operations, here: Here, paths: Paths, config: Config) -> Parcels:
+    dock, outbox = Dock(paths.parcels, parse_size(config.images.max_size)), Outbox()
+    await asyncio.to_thread(dock.open)
+    verbs = Export(here, dock, outbox), ImportInstance(here, dock, _yard(here))
+    operations.know(*verbs, undoers=parcel_undoers(dock))
+    return Parcels(here, dock, outbox, operations)
+
+
+def _teach_storage(operations: Operations, yard: Yard, here: Here) -> None:
     own = CreateVolume(yard), DeleteVolume(yard), RenameVolume(yard), CreatePool(yard), DeletePool(yard)
     operations.know(*own, undoers=volume_undoers(yard) | pool_undoers(yard))
     operations.know(AttachVolume(here, yard), DetachVolume(here, yard), GrowVolume(here, yard))

@@ -55,6 +55,10 @@ class Paths:
         return self.state / "images"
 
     @property
+    def parcels(self) -> Path:
+        return self.state / "parcels"
+
+    @property
     def pools(self) -> Path:
         return self.state / "pools"
 

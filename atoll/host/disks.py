@@ -140,11 +140,11 @@ async def _img(verb: str, *args: str) -> Ran:
 
 def _judged(verb: str, ran: Ran, path: Path | None) -> Ran:
     if ran.code != 0:
-        raise _translated(verb, ran, path)
+        raise translated(verb, ran, path)
     return ran
 
 
-def _translated(verb: str, ran: Ran, path: Path | None) -> AtollError:
+def translated(verb: str, ran: Ran, path: Path | None) -> AtollError:
     said = ran.stderr.decode(errors="replace").strip().removeprefix("qemu-img: ")
     if path is not None:
         said = _NODE.sub(repr(str(path)), said)

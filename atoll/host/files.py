@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -83,3 +84,14 @@ def translate(error: OSError, what: str) -> AtollError:
     if error.errno == errno.ENOENT:
         return Absent(said)
     return Broken(said)
+
+
+def copy_plain(source: Path, target: Path) -> None:
+    """A new file with the content of a plain one, readable by its owner alone. Never through a symlink. Blocks."""
+    fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    with os.fdopen(fd, "rb") as file, open(target, "xb", opener=_private) as out:
+        shutil.copyfileobj(file, out, 1 << 20)
+
+
+def _private(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_CLOEXEC, 0o600)

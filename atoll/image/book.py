@@ -131,6 +131,14 @@ class ImageBook:
             put={ref: msgspec.json.encode(use)},
         )
 
+    def holding(self, manifest: Manifest, use: ImageUse) -> Txn:
+        """As `claiming`, of content without a name: it lives as long as the volume."""
+        digest = digest_of(manifest)
+        ref = ref_key(digest, use.volume)
+        return Txn(
+            expect={ref: ABSENT}, put={ref: msgspec.json.encode(use), manifest_key(digest): canonical(manifest)}
+        )
+
     async def renaming(self, digest: Digest, use: ImageUse) -> Txn:
         """A part that keeps a reference under its user's new name; nothing where there is none any more."""
         key = ref_key(digest, use.volume)

@@ -9,6 +9,7 @@ import contextlib
 import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -28,6 +29,8 @@ FORMATS = frozenset({"raw", "qcow2"})
 ROLES = frozenset({"disk", "kernel", "initrd", "iso"})
 ISO = "iso"
 """Kind of an image that is a disc, and the role of its one file."""
+KERNEL = "kernel"
+"""Kind of what an instance that was imported whole boots directly; it has no name."""
 
 
 class Realised(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,6 +196,21 @@ class Library:
             raise
         await self._release(kept)
         return image
+
+    @contextlib.asynccontextmanager
+    async def kernel(self, parts: Mapping[str, Path], **told: Any) -> AsyncIterator[Manifest]:
+        """A manifest of a kernel and an initial RAM disk alone, whose content is held while a volume comes to stand
+        on it. `parts`: of our own tree, by role; `told`: the rest of it. What nothing names afterwards is gone.
+        """
+        kept: dict[str, File] = {}
+        try:
+            for role, path in parts.items():
+                kept[role] = await self.blobs.add(path, ours=True)
+            yield Manifest(files=kept, kind=KERNEL, source="import", **told)
+        except BaseException:
+            await self._give_up(kept)
+            raise
+        await self._release(kept)
 
     async def content(self, project: str, ref: str, role: str = "") -> tuple[File, AsyncIterator[bytes]]:
         """A file of an image, "" for its disk or disc, and its bytes. It is read whole also where the image is

@@ -25,7 +25,8 @@ class File(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What an image is. Its canonical JSON's sha256 is the image's digest.
 
-    `kind`: "disk", or "iso": a disc to install from, which no instance's disk can be a clone of. `files`: by role:
+    `kind`: "disk"; "iso": a disc to install from, which no instance's disk can be a clone of; "kernel": what an
+    instance that was imported whole boots directly, whose disk stands on nothing. `files`: by role:
     `disk` or `iso`; `kernel` and `initrd` where it boots directly. `firmware`: what its own bootloader needs,
     "bios", "uefi" or "any"; "" where it boots directly. `cmdline`: the image's own part of the kernel line.
     `agent`: whether a QEMU guest agent answers in it.

@@ -43,6 +43,7 @@ class Furnish(msgspec.Struct, frozen=True, kw_only=True):
     style: Style = "virtio"
     cdrom: bool = False
     seed: bool = False
+    versioned: str = ""
 
 
 class Observed(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from atoll.base import clock
-from atoll.base.errors import Absent, AtollError, Broken, Conflict, Lacking
+from atoll.base.errors import Absent, AtollError, Broken, Conflict, Lacking, Refused
 from atoll.base.ids import Bytes, HostId
 from atoll.instance.admission import HOLDING, HostMemory, admit
 from atoll.instance.book import InstanceBook, InstanceView, definition, status
@@ -46,6 +46,8 @@ class Here:
     events: Events
     admission: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held from reading what is promised to recording the new promise: only the owning host admits."""
+    copied: dict[str, str] = field(default_factory=dict)
+    """Instances whose disks are being copied, by id, with the operation that does it: nothing may start them."""
     turns: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 
     def engine(self, view: InstanceView) -> Engine:
@@ -66,6 +68,14 @@ class Here:
     async def owner(self, view: InstanceView) -> int | None:
         """The unprivileged uid its guest runs as; None where the daemon has no right to change it."""
         return await self.uids.of(view.id) if self.uids else None
+
+    def refuse_copied(self, view: InstanceView) -> None:
+        """Raises Refused while an export reads its disks."""
+        if operation := self.copied.get(view.id):
+            raise Refused(
+                f"{view.name} is being exported, and its disks must stand still for that",
+                hint=f"wait for it: atoll operation wait {operation}, or atoll operation cancel {operation}",
+            )
 
     async def admit(self, view: InstanceView, *, memory: Bytes | None = None) -> None:
         """Raises Exhausted where this instance's memory does not fit beside the others'."""

@@ -10,7 +10,7 @@ from atoll.base import clock
 from atoll.base.errors import Absent, AtollError, Invalid, Refused
 from atoll.base.ids import Bytes, Digest, HostId, NetworkId, PortId, VolumeId, new_uuid
 from atoll.image.book import ImageBook, ImageView
-from atoll.image.library import Library
+from atoll.image.library import KERNEL, Library
 from atoll.image.model import Image, ImageUse, Manifest
 from atoll.instance import nics
 from atoll.instance.admission import HOLDING
@@ -167,6 +167,15 @@ class Supplies:
         ports = [await self.networks.port(NetworkId(nic.network), nic.port) for nic in held]
         await commit_afresh(self.store, make)
         await self.enforcer.forgotten({group for port in ports if port for group in port.settings.groups})
+        await self._drop_kernel(view.instance.image)
+
+    async def _drop_kernel(self, image: Digest) -> None:
+        """What came with an imported instance has no name that could be removed: it goes with its last user."""
+        try:
+            if image and (await self.images.manifest(image)).kind == KERNEL:
+                await self.library.prune()
+        except AtollError as error:  # the next prune does it
+            log.warning("the kernel %s could not be removed: %s", image, error)
 
     async def make_disks(self, view: InstanceView) -> None:
         """The root disk as a thin clone of the image, or empty. Raises Exhausted, Broken."""

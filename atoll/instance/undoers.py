@@ -25,6 +25,12 @@ def undoers(here: Here) -> dict[str, Undoer]:
             await here.seen(view.id, State.BROKEN, reason=f"its launch could not be taken back: {error.message}")
             raise
 
+    async def forget_own(args: Mapping[str, str]) -> None:
+        """Of an id that another operation may have been faster to take."""
+        view = await here.book.by_id(args["id"])
+        if view is not None and view.status.operation == args["operation"]:
+            await forget(args)
+
     async def end_guest(args: Mapping[str, str]) -> None:
         view = await here.book.by_id(args["id"])
         if view is None:
@@ -51,6 +57,7 @@ def undoers(here: Here) -> dict[str, Undoer]:
         "volume.let-go": let_go,
         "instance.settle": settle,
         "instance.forget": forget,
+        "instance.forget-own": forget_own,
         "guest.end": end_guest,
         "port.unplug": unplug,
         "volume.delete": delete_volume,

@@ -1,7 +1,8 @@
 """The contract of a storage pool driver. tests/contract/test_pool.py checks it."""
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from atoll.base.ids import Bytes, VolumeId
 from atoll.storage.model import Attachment, Capacity, PoolTraits, Usage, VolumeSpec
@@ -50,3 +51,23 @@ class PoolDriver(Protocol):
         """Of one, also while an engine has it open. Raises Absent."""
 
     async def capacity(self) -> Capacity: ...
+
+
+Told = Callable[[int], None]
+"""Told now and then how many bytes have been written."""
+
+
+@runtime_checkable
+class Streams(Protocol):
+    """A pool whose volumes leave and come as whole files."""
+
+    async def copy_out(self, volume: VolumeId, target: Path, *, compress: bool, told: Told) -> None:
+        """Make the file `target`: qcow2 with all that a guest sees of the volume, standing on nothing. Only while
+        no engine has it open.
+
+        Raises Absent, Refused (it is open), Exhausted, Broken. What a failure leaves of it is the caller's.
+        """
+
+    async def copy_in(self, spec: VolumeSpec, source: Path, *, told: Told) -> None:
+        """As PoolDriver.create, with the content of `source`: an inspected qcow2 file that stands on nothing, of a
+        disk of `spec.size` bytes."""

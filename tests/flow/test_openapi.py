@@ -14,6 +14,7 @@ from atoll.api.openapi import describe
 from atoll.base.errors import Denied
 from atoll.operation.model import Actor, Subject
 from tests.kit.app import HOST, Kit, make_kit
+from tests.kit.parcels import manifest, whole
 
 DOCUMENT = describe(all_routes("0.1.0"), version="0.1.0", websockets=WEBSOCKETS)
 OPERATIONS = {
@@ -37,6 +38,8 @@ CALLS: dict[str, dict[str, Any]] = {
     "instance_exec": {"json": {"argv": ["echo", "hello"], "stdin": "AAE=", "env": {"A": "b"}}},
     "instance_push": {"params": {"path": "/a", "mode": "0755"}, "content": b"abc"},
     "instance_pull": {"params": {"path": "/a"}},
+    "instance_export": {"json": {"compress": True}},
+    "instance_import": {"params": {"name": "web9"}, "content": whole(manifest(b"disk"), b"disk")},
     "instance_nic-add": {
         "json": {"network": "default", "address": "10.9.8.9", "forwards": [{"port": 80, "to": 80}]}
     },

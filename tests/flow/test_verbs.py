@@ -159,6 +159,7 @@ VERBS: dict[str, dict[str, Any]] = {
     "instance.rename": {"to": "other"},
     "instance.set": {"changes": Changes(description="x")},
     "instance.eject": {},
+    "instance.export": {},
     "instance.nic-add": {"nic": NicSpec()},
     "instance.nic-set": {"mac": MAC, "changes": NicChanges(link=False)},
     "instance.nic-remove": {"mac": MAC},
@@ -207,6 +208,7 @@ TABLE: dict[State, dict[str, State | str | None]] = {
 for state, row in TABLE.items():
     settled_ = state in (State.STOPPED, State.RUNNING, State.PAUSED, State.BROKEN)
     row.update(dict.fromkeys(NICS, state if settled_ else NO))
+    row["instance.export"] = state if state in (State.STOPPED, State.BROKEN) else NO
 
 
 def test_the_table_is_whole() -> None:

@@ -27,6 +27,8 @@ from atoll.instance.verbs.args import (
     AddNicArgs,
     AttachVolumeArgs,
     DeleteArgs,
+    ExportArgs,
+    ImportInstanceArgs,
     LaunchArgs,
     NamedArgs,
     RemoveNicArgs,
@@ -51,7 +53,17 @@ from atoll.storage.args import (
 )
 from atoll.store.api import Revision
 from atoll.store.memory import MemoryStore
-from tests.kit.fake_resources import DIGEST, GIB, FakeGroups, FakeHost, FakeImages, FakeNetworks, FakePools
+from tests.kit.fake_resources import (
+    DIGEST,
+    GIB,
+    FakeGroups,
+    FakeHost,
+    FakeImages,
+    FakeNetworks,
+    FakeParcels,
+    FakePools,
+)
+from tests.kit.fake_streams import Echoing, FakeStream
 
 HOST = HostId("7c0e5c1e-6e0e-4a1f-9d6b-0d7d6f3b1a2c")
 
@@ -101,22 +113,6 @@ class BookReads:
 
     async def get(self, project: str, name: str) -> InstanceView:
         return await self.book.get(project, name)
-
-
-class FakeStream:
-    """Says hello, then echoes; ends when told `bye`."""
-
-    def __init__(self) -> None:
-        self.queue: asyncio.Queue[bytes] = asyncio.Queue()
-        self.queue.put_nowait(b"login: ")
-
-    async def read(self) -> bytes:
-        return await self.queue.get()
-
-    async def write(self, data: bytes) -> None:
-        await self.queue.put(b"" if data == b"bye" else data)
-
-    async def close(self) -> None: ...
 
 
 @dataclass
@@ -199,33 +195,6 @@ class FakeGuests:
         return Stats(cpu_seconds=1.5, memory=Bytes(64 << 20))
 
 
-class Echo:
-    """A login that says back what is typed, and its terminal's size when that changes."""
-
-    def __init__(self) -> None:
-        self._said: asyncio.Queue[bytes] = asyncio.Queue()
-
-    async def read(self) -> bytes:
-        return await self._said.get()
-
-    async def write(self, data: bytes) -> None:
-        self._said.put_nowait(b"" if data == b"exit\n" else data)
-
-    def resize(self, columns: int, rows: int) -> None:
-        self._said.put_nowait(f"{columns}x{rows}".encode())
-
-    async def close(self) -> None: ...
-
-
-class Echoing:
-    async def open(self, view: InstanceView, *, user: str, columns: int, rows: int) -> Echo:
-        if not view.instance.hardware.seed:
-            raise Refused(f"{view.name} was not told the project's key")
-        session = Echo()
-        await session.write(f"{user} {columns}x{rows}\n".encode())
-        return session
-
-
 class Pretend:
     """A verb of two steps that does `act`."""
 
@@ -278,6 +247,8 @@ class FakeVerbs:
             ("instance.set", SetArgs, self.set),
             ("instance.delete", DeleteArgs, self.delete),
             ("instance.eject", NamedArgs, self._to()),
+            ("instance.export", ExportArgs, self.accept),
+            ("instance.import", ImportInstanceArgs, self.accept),
             ("image.build", BuildArgs, self.images.build),
             ("image.delete", ImageArgs, self.images.delete),
             ("image.rename", RenameImageArgs, self.images.rename),
@@ -391,6 +362,7 @@ async def make_kit(*, instances: Any = None, limits: Limits | None = None, **ser
         memory=lambda: HostMemory(total=Bytes(8 * GIB), reserve=Bytes(GIB)),
         seeds=SeedBook(store),
         shells=Echoing(),
+        parcels=FakeParcels(),
         recipes=(RecipeView(name="tiny", description="Debian's kernel and busybox"),),
         limits=limits or Limits(),
         **services_,

@@ -272,8 +272,9 @@ class Daemon:
         return hashlib.sha256(id.encode()).hexdigest()[:6]
 
     def files(self) -> list[str]:
-        """Run directories, volumes, memory, builds, and what DHCP and DNS are told of ports."""
+        """Run directories, volumes, memory, builds, what is on its way, and what DHCP and DNS are told of ports."""
         found = [*(self.state / "run").glob("*"), *(self.state / "pools").glob("*/volumes/*")]
+        found += [*(self.state / "parcels").glob("*"), *(self.state / "images" / "incoming").glob("*")]
         found += [*(self.state / "images" / "builds").glob("*"), *Path("/dev/shm").glob(f"atoll-{self.tag}-*")]
         found += [p for p in self._runtime().rglob("*") if p.is_file() and p.parent.name in ("names", "dhcp")]
         return [str(path) for path in found]

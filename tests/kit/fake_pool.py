@@ -1,13 +1,16 @@
 """A pool in memory."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
 from atoll.base.errors import Absent, Exhausted, Exists, Refused
 from atoll.base.ids import Bytes, VolumeId
 from atoll.base.units import GiB, MiB
+from atoll.host import copies, disks
 from atoll.storage.model import Attachment, Capacity, Layer, PoolTraits, Usage, VolumeSpec
+from atoll.storage.pool import Told
 from tests.kit.faults import Faults
 
 
@@ -34,6 +37,17 @@ class FakePool(Faults):
             raise Exists(f"volume {spec.id} already exists")
         self._check_room(0 if spec.base else spec.size)
         self.held[spec.id] = spec
+
+    async def copy_out(self, volume: VolumeId, target: Path, *, compress: bool, told: Told) -> None:
+        self.maybe("copy_out")
+        await copies.create(target, self._present(volume).size, zstd=compress)
+        told(0)
+
+    async def copy_in(self, spec: VolumeSpec, source: Path, *, told: Told) -> None:
+        self.maybe("copy_in")
+        assert (await disks.info(source, "qcow2")).virtual_size == spec.size
+        await self.create(spec)
+        told(0)
 
     async def delete(self, volume: VolumeId) -> None:
         self.maybe("delete")

@@ -15,7 +15,11 @@ from atoll.image.book import taken
 from atoll.image.imports import ImportArgs
 from atoll.image.model import File, Image, Manifest
 from atoll.image.staging import Upload
-from atoll.instance.verbs.args import AttachVolumeArgs
+from atoll.instance.dock import Received
+from atoll.instance.outbox import Sending
+from atoll.instance.parcel import read
+from atoll.instance.tarred import Reader
+from atoll.instance.verbs.args import AttachVolumeArgs, Fitting
 from atoll.network.groups import Group
 from atoll.network.model import Network, Port
 from atoll.storage.args import (
@@ -201,6 +205,24 @@ class FakePools:
         self.known[args.to] = msgspec.structs.replace(view.volume, name=args.to)
 
     async def change_pool(self, args: CreatePoolArgs | PoolArgs) -> None: ...
+
+
+class FakeParcels:
+    """Takes what has a manifest, and has something to fetch for everybody."""
+
+    async def receive(self, project: str, chunks: AsyncIterator[bytes], how: Fitting) -> Received:
+        parcel = read(await Reader(chunks).manifest(), largest=1 << 40)
+        async for _ in chunks:
+            pass
+        return Received(".up-0", parcel)
+
+    def drop(self, received: Received) -> None: ...
+
+    async def fetch(self, project: str, id: str) -> Sending:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"all of it"
+
+        return Sending(9, chunks())
 
 
 class FakeFacts(msgspec.Struct, frozen=True):

@@ -13,12 +13,12 @@ import atoll.image.verbs
 import atoll.storage.verbs.pools
 import atoll.storage.verbs.volumes
 from atoll.instance.model import MAY_FOLLOW
-from atoll.instance.verbs import change, delete, disks, launch, power
+from atoll.instance.verbs import change, delete, disks, exporting, importing, launch, power
 from atoll.operation.verb import Recovery
 
 DOCS = Path(__file__).parents[2] / "docs"
 VERBS = (
-    launch, power, change, delete, disks, atoll.image.verbs, atoll.image.imports,
+    launch, power, change, delete, exporting, importing, disks, atoll.image.verbs, atoll.image.imports,
     atoll.storage.verbs.volumes, atoll.storage.verbs.pools,
 )  # fmt: skip
 

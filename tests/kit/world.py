@@ -4,6 +4,7 @@ What a host has (guests, volumes, ports) and the stores outlive a daemon: `boot`
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from atoll.base.errors import AtollError
 from atoll.base.ids import Bytes, HostId
 from atoll.image.book import ImageBook
 from atoll.image.library import Library
@@ -19,15 +21,21 @@ from atoll.image.model import Manifest
 from atoll.instance.admission import HostMemory
 from atoll.instance.book import InstanceBook, InstanceView
 from atoll.instance.boots import Boots
+from atoll.instance.dock import Dock
 from atoll.instance.here import Here
 from atoll.instance.keeper import Keeper
 from atoll.instance.model import InstanceSpec, Kind
+from atoll.instance.outbox import Outbox
+from atoll.instance.parcels import Parcels
 from atoll.instance.seeds import SeedBook
 from atoll.instance.supplies import Supplies
 from atoll.instance.undoers import undoers
+from atoll.instance.verbs.args import ExportArgs, Fitting
 from atoll.instance.verbs.change import Rename, Set
 from atoll.instance.verbs.delete import Delete
 from atoll.instance.verbs.disks import AttachVolume, DetachVolume, GrowVolume
+from atoll.instance.verbs.exporting import Export, parcel_undoers
+from atoll.instance.verbs.importing import ImportInstance
 from atoll.instance.verbs.launch import Launch
 from atoll.instance.verbs.media import Eject
 from atoll.instance.verbs.nic import AddNic, RemoveNic, SetNic
@@ -39,7 +47,7 @@ from atoll.network.model import Network
 from atoll.operation.book import OperationBook
 from atoll.operation.events import Events
 from atoll.operation.journal import Journal
-from atoll.operation.model import Actor, Operation, Subject
+from atoll.operation.model import Actor, Operation, Subject, as_error
 from atoll.operation.runner import Hook, Operations, Request, nothing
 from atoll.storage.book import StorageBook
 from atoll.storage.model import Pool
@@ -73,6 +81,7 @@ class World:
     here: Any = None
     keeper: Any = None
     yard: Any = None
+    parcels: Any = None
 
     @asynccontextmanager
     async def boot(self, hook: Hook = nothing, *, rebooted: bool = False) -> AsyncIterator["World"]:
@@ -95,6 +104,7 @@ class World:
         )
         self.operations.know(*(verb(self.here) for verb in verbs), undoers=undoers(self.here))
         self._know_storage()
+        self._know_parcels()
         self.keeper = Keeper(self.here, self.operations, back_off=self.back_off)
         found = await self.engine.adopt()
         self.keeper.start()
@@ -141,6 +151,13 @@ class World:
         self.operations.know(*own, undoers=volume_undoers(yard) | pool_undoers(yard))
         self.operations.know(AttachVolume(here, yard), DetachVolume(here, yard), GrowVolume(here, yard))
 
+    def _know_parcels(self) -> None:
+        dock, outbox = Dock(self.root / "parcels", largest=1 << 40), Outbox()
+        dock.open()
+        verbs = Export(self.here, dock, outbox), ImportInstance(self.here, dock, self.yard)
+        self.operations.know(*verbs, undoers=parcel_undoers(dock))
+        self.parcels = Parcels(self.here, dock, outbox, self.operations)
+
     async def _image(self, library: Library) -> None:
         files = {}
         for role in ("disk", "kernel", "initrd"):
@@ -152,9 +169,40 @@ class World:
         await library.book.record("default", "tiny", manifest)
 
     async def do(self, verb: str, name: str = "web", **args: Any) -> Any:
+        if verb == "instance.export":
+            return await self.export(name, **args)
         args_type = self.operations.verbs[verb].args
         made = args_type(project="default", name=name, **args)
         return await self.operations.do(verb, made, Subject(verb.partition(".")[0], "default", name), ME)
+
+    async def export(self, name: str = "web", **args: Any) -> bytes:
+        """The whole file, fetched while the operation runs. Raises what that ends with."""
+        made = ExportArgs(project="default", name=name, **args)
+        subject = Subject("instance", "default", name)
+        operation, work = await self.operations._accept("instance.export", made, subject, ME)
+        got = []
+        with contextlib.suppress(AtollError):
+            sending = await self.parcels.fetch("default", operation.id)
+            got = [chunk async for chunk in sending.chunks]
+            assert sum(map(len, got)) == sending.length
+        await work.task
+        if (ended := await self.operations.book.get(operation.id)).problem:
+            raise as_error(ended.problem)
+        return b"".join(got)
+
+    async def bring(self, file: bytes, **how: Any) -> Any:
+        """Import a file, as the route does. What the import tells."""
+        fitting = Fitting(**how)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for at in range(0, len(file), 100_000):
+                yield file[at : at + 100_000]
+
+        received = await self.parcels.receive("default", chunks(), fitting)
+        given = received.parcel.cloud_init
+        seed = await self.here.supplies.boots.seeds.put("default", given) if given else ""
+        name = fitting.name or received.parcel.name
+        return await self.do("instance.import", name, upload=received.upload, fitting=fitting, seed=seed)
 
     async def launch(self, name: str = "web", *, start: bool = True, **spec: Any) -> InstanceView:
         await self.do("instance.launch", name, spec=InstanceSpec(image="tiny", **spec), start=start)
@@ -177,6 +225,7 @@ class World:
         image = (await supplies.images.find("default", "tiny")).image
         return [
             *await self.here.book.all(),
+            *(self.root / "parcels").iterdir(),
             *self.pool.held,
             *[id for pool in self.pools.values() for id in pool.held],
             *(await net.ports() if net else ()),

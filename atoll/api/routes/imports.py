@@ -1,17 +1,13 @@
 """Images come in and go out: by URL, or as the bytes of a request and an answer."""
 
-import asyncio
-import hashlib
-from collections.abc import AsyncIterator
 from typing import Annotated
 
 import msgspec
-from litestar.exceptions import InternalServerException
 from litestar.response import Stream
 from msgspec import Meta
 
+from atoll.api.bodies import fingerprinted, length_of, patient
 from atoll.api.route import BYTES, Call, Reply, Routes, accepted
-from atoll.base.errors import Invalid, Unreachable
 from atoll.client.wire import ImportBody
 from atoll.host.web import check_url
 from atoll.image.imports import Arch, Format, ImportArgs, Sha256
@@ -19,8 +15,6 @@ from atoll.operation.model import Operation, Subject
 
 routes = Routes()
 IMAGE = "/projects/{project}/images/{name}"
-SILENCE = 120.0
-"""Seconds without a byte after which a sender is given up."""
 
 
 class SendQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,12 +47,11 @@ async def send(call: Call, query: SendQuery) -> Reply:
     """Import the image that the body is: qcow2, raw or ISO, maybe compressed by gzip, xz or zstd."""
     by, images = call.by, call.services.images
     await images.check_free(call.project, call.name, replace=query.replace)  # before gigabytes are sent
-    upload = await images.receive(_patient(call), _length(call))
+    upload = await images.receive(patient(call), length_of(call))
     try:
         given = {name: getattr(query, name) for name in query.__struct_fields__}
         args = ImportArgs(project=call.project, name=call.name, upload=upload.name, sent=upload.digest, **given)
-        sent = f"PUT {call.request.url.path}?{call.request.url.query} {upload.digest}"
-        by = msgspec.structs.replace(by, fingerprint=hashlib.sha256(sent.encode()).hexdigest())
+        by = fingerprinted(call, by, upload.digest)
         subject = Subject("image", call.project, call.name)
         operation = await call.services.operations.submit("image.import", args, subject, by)
     except BaseException:
@@ -75,28 +68,3 @@ async def content(call: Call, query: ContentQuery) -> Reply:
     file, chunks = await call.services.images.content(call.project, call.name, query.role)
     headers = {"Content-Length": str(file.size), "ETag": f'"{file.digest}"', "Cache-Control": "no-store"}
     return Stream(chunks, media_type=BYTES, headers=headers)
-
-
-def _length(call: Call) -> int | None:
-    told = call.request.headers.get("content-length")
-    if told is None:
-        return None
-    if not (told.isascii() and told.isdigit()):
-        raise Invalid("this is no length", field="Content-Length")
-    return int(told)
-
-
-async def _patient(call: Call) -> AsyncIterator[bytes]:
-    stream = aiter(call.request.stream())
-    while True:
-        try:
-            async with asyncio.timeout(SILENCE):
-                chunk = await anext(stream, None)
-        except TimeoutError as error:
-            raise Unreachable("the sender fell silent", hint="send it again") from error
-        except InternalServerException as error:  # what Litestar calls a client that hung up
-            raise Unreachable("the sender hung up before all was sent", hint="send it again") from error
-        if chunk is None:
-            return
-        if chunk:
-            yield chunk

@@ -73,6 +73,37 @@ class DeleteArgs(msgspec.Struct, frozen=True, kw_only=True):
     force: bool = False
 
 
+class ExportArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """`compress`: its disks, by zstd. `volumes` false: those with a life of their own are left out."""
+
+    project: str
+    name: str
+    compress: bool = False
+    volumes: bool = True
+
+
+class Fitting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an instance that comes is fitted in here. `name` "": as it is called in its file. `pool` "": the pools
+    of the names that its disks had. `network`: `NEW`, for every NIC, or `OLD=NEW`. `new_identity`: another id,
+    other MACs and addresses, even where its own are free. `groups` false: its NICs are in no security group."""
+
+    name: Annotated[str, Meta(pattern="^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$")] = ""
+    pool: Annotated[str, Meta(max_length=63)] = ""
+    network: Annotated[tuple[Annotated[str, Meta(max_length=127)], ...], Meta(max_length=32)] = ()
+    new_identity: bool = False
+    groups: bool = True
+
+
+class ImportInstanceArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """The parcel that was sent as `upload`. `seed`: the secret record of what it brings for cloud-init."""
+
+    project: str
+    name: str
+    upload: str
+    fitting: Fitting = Fitting()
+    seed: str = ""
+
+
 class RenameArgs(msgspec.Struct, frozen=True, kw_only=True):
     project: str
     name: str

@@ -34,6 +34,7 @@ class Delete:
 
         async def terms(view: InstanceView) -> Mapping[str, object]:
             refuse_unless(DELETABLE, view)
+            self._here.refuse_copied(view)
             return {}
 
         if view.status.state in STOPPABLE - removable:

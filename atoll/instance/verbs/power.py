@@ -92,6 +92,7 @@ async def start(here: Here, work: RunningWork, view: InstanceView, *, restarts: 
         spec = view.instance.spec
         if restarts and not due(spec.restart, spec.power, view.status.exit):
             raise Refused(f"{view.name} is no longer to be started again")
+        here.refuse_copied(view)
         here.check_limits(spec.kind, spec.limits)
         await here.admit(view)
         return {

@@ -10,14 +10,14 @@ import contextlib
 import os
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 from atoll.base.errors import Absent, Broken, Exhausted, Exists, Invalid, Refused
 from atoll.base.ids import Bytes, PoolId, VolumeId
 from atoll.base.units import MiB, show_size
-from atoll.host import disks, extents, files
+from atoll.host import copies, disks, extents, files
 from atoll.storage.layers import read_layers
 from atoll.storage.model import Attachment, Capacity, Layer, PoolTraits, Usage, VolumeFormat, VolumeSpec
 
@@ -28,11 +28,14 @@ RESERVE = Bytes(64 * MiB)
 _VOLUMES = "volumes"
 _SUFFIXES: Mapping[VolumeFormat, str] = {"thin": ".qcow2", "full": ".full", "raw": ".raw"}
 _FORMATS = {suffix: format for format, suffix in _SUFFIXES.items()}
+_DRIVERS: Mapping[VolumeFormat, str] = {"thin": "qcow2", "full": "raw", "raw": "raw"}
 _NEW = re.compile(r"\..*\.new\Z")
 SECTOR = 512
 _IMAGES = "images"
 """Of the state directory: what volumes are clones of."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\Z")
+Pour = Callable[[Path, VolumeFormat], Awaitable[None]]
+"""Writes the content into a volume's new file, whose format it is told."""
 _HEADER = struct.Struct(">4sIQIIQ")
 """qcow2: magic, version, backing file's offset and length, cluster bits, virtual size (docs/interop/qcow2.txt)."""
 
@@ -71,6 +74,24 @@ class DirPool:
         self._fresh = False
 
     async def create(self, spec: VolumeSpec) -> None:
+        await self._create(spec)
+
+    async def copy_in(self, spec: VolumeSpec, source: Path, *, told: copies.Told) -> None:
+        """See storage.pool.Streams."""
+
+        async def pour(fresh: Path, format: VolumeFormat) -> None:
+            await copies.copy([(source, "qcow2")], (fresh, _DRIVERS[format]), told=told)
+
+        await self._create(spec, pour)
+
+    async def copy_out(self, volume: VolumeId, target: Path, *, compress: bool, told: copies.Told) -> None:
+        """See storage.pool.Streams."""
+        layers = (await self.attach(volume)).layers
+        await copies.create(target, (await self.usage(volume)).provisioned, zstd=compress)
+        chain = [(Path(layer.uri), layer.format) for layer in layers]
+        await copies.copy(chain, (target, "qcow2"), compress=compress, told=told)
+
+    async def _create(self, spec: VolumeSpec, pour: Pour | None = None) -> None:
         self._check_there()
         if spec.id in self._making or self._find(spec.id):
             raise Exists(f"volume {spec.id} is already in pool {self.name}")
@@ -82,7 +103,7 @@ class DirPool:
         self._check_fits(0 if spec.base else spec.size, new=spec.size if spec.format == "full" else 0)
         self._making.add(spec.id)
         try:
-            self._known[spec.id] = await self._make(spec)
+            self._known[spec.id] = await self._make(spec, pour)
         finally:
             self._making.discard(spec.id)
 
@@ -194,12 +215,14 @@ class DirPool:
             if _NEW.match(entry.name):
                 entry.unlink(missing_ok=True)
 
-    async def _make(self, spec: VolumeSpec) -> Attachment:
+    async def _make(self, spec: VolumeSpec, pour: Pour | None) -> Attachment:
         """Under another name first, so that a crash leaves only what `open` sweeps."""
         fresh = path = self._folder / f".{spec.id}.new"
         try:
             with files.translated(f"make volume {spec.id}"):
                 format, below = await self._fill(fresh, spec)
+                if pour is not None:
+                    await pour(fresh, format)
                 path = self._path(spec.id, format)
                 fresh.chmod(0o600)
                 await files.in_thread(files.sync, fresh)

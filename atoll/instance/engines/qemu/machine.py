@@ -3,6 +3,7 @@
 Nothing here is looked up again later: a record of it is what every start, on any host, is built from.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Literal
 
@@ -100,6 +101,17 @@ def choose_machine(wanted: str, qemu: Qemu) -> str:
     return qemu.versioned(name)
 
 
+def keep_machine(versioned: str, qemu: Qemu) -> str:
+    """The versioned type that a guest was born with elsewhere; else the present one of its family; "" where that is
+    no family of ours."""
+    of_family = re.fullmatch(r"pc-(?:q35|i440fx)-[0-9.]+|microvm", versioned)
+    if of_family is None:
+        return ""
+    if any(machine.name == versioned for machine in qemu.machines):
+        return versioned
+    return choose_machine(family(versioned), qemu)
+
+
 def choose_accel(wanted: str, works: Accel, reason: str) -> Accel:
     """`works`: what the host's probe found, and its `reason`."""
     if wanted == "kvm" and works != "kvm":
@@ -124,7 +136,7 @@ def furnish(want: Furnish, *, accel: Accel, qemu: Qemu, cpu: HostCpu, memory: in
             hint=f"at least {show_size(LEAST_MEMORY)}",
             field="spec.memory",
         )
-    machine = choose_machine(want.machine, qemu)
+    machine = keep_machine(want.versioned, qemu) or choose_machine(want.machine, qemu)
     kind = family(machine)
     check_boot(want, kind)
     slots, nics = places(kind, len(want.disks), len(want.nics))
