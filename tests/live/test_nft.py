@@ -38,7 +38,7 @@ def test_two_network_namespaces_share_nothing() -> None:
         with namespace() as space, space.entered():
             return asyncio.run(scene(number))
 
-    async def both() -> list[list[tuple[str, str]]]:
+    async def both() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         return await asyncio.gather(asyncio.to_thread(inside, 1), asyncio.to_thread(inside, 2))
 
     one, two = asyncio.run(both())
