@@ -15,7 +15,7 @@ from atoll.network.args import NetworkSpec
 from atoll.network.groups import Group, Rules
 from atoll.network.model import Network, Port
 from atoll.storage.args import PoolPath, VolumeSize
-from atoll.storage.model import Bus, Cache, Capacity, Pool, Usage, Volume, VolumeAttachment, DiskFormat
+from atoll.storage.model import Bus, Cache, Capacity, DiskFormat, Pool, Usage, Volume, VolumeAttachment
 
 MAX_BODY = 1 << 20
 """Bytes of a JSON body at most."""

@@ -31,8 +31,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def idmapped(source: Path, target: Path, extents: Sequence[Extent], *, read_only: bool = False) -> None:
     """Mount the directory `source` on `target` with the owners of `extents`; devices in it are none.
 
-    Whoever unmounts `target` takes it away. Blocks. It forks: for a process of one thread only. Raises Lacking (this
-    kernel or file system cannot), Absent, Broken.
+    Whoever unmounts `target` takes it away. Blocks. It forks: for a process of one thread only. Raises Lacking
+    (this kernel or file system cannot), Absent, Broken.
     """
     with files.translated(f"mount {source} on {target}"):
         tree = clone_mount(source, extents, read_only=read_only)

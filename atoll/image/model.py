@@ -30,9 +30,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What an image is. Its canonical JSON's sha256 is the image's digest.
 
     `kind`: "disk", "iso": a disc to install from, which no instance's disk can be a clone of, or "rootfs": nothing
-    but a root file system. `files`: by role: `disk` or `iso`; `kernel` and `initrd` where it boots directly; `rootfs`
-    where containers run on it, beside a disk or alone. `system`: what it calls itself ("Debian GNU/Linux 12
-    (bookworm)"). `firmware`: what its own bootloader needs,
+    but a root file system. `files`: by role: `disk` or `iso`; `kernel` and `initrd` where it boots directly;
+    `rootfs` where containers run on it, beside a disk or alone. `system`: what it calls itself ("Debian GNU/Linux
+    12 (bookworm)"). `firmware`: what its own bootloader needs,
     "bios", "uefi" or "any"; "" where it boots directly. `cmdline`: the image's own part of the kernel line.
     `agent`: whether a QEMU guest agent answers in it.
     """

@@ -15,8 +15,8 @@ VolumeFormat = Literal["thin", "full", "raw", "tree"]
 """As DiskFormat, or a tree: a directory that is a container's root file system. Its owners are FOREIGN ids."""
 FOREIGN_BASE, FOREIGN_IDS = 0x7FFE0000, 65536
 """On disk every tree belongs to these ids, whoever runs it: id N inside is FOREIGN_BASE + N. They are systemd's
-"foreign" range, made for this (https://systemd.io/UIDS-GIDS): no host's own ids and no instance's. Who mounts a tree
-maps them to the range of its instance, so that nothing is ever copied or chowned."""
+"foreign" range, made for this (https://systemd.io/UIDS-GIDS): no host's own ids and no instance's. Who mounts a
+tree maps them to the range of its instance, so that nothing is ever copied or chowned."""
 Bus = Literal["virtio", "scsi", "ahci"]
 Cache = Literal["writeback", "none", "writethrough", "directsync", "unsafe"]
 """As QEMU's cache= (qemu-system-x86_64(1), -drive): whether the host's memory keeps what is read and written, and
