@@ -55,6 +55,12 @@ class RenameBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     to: Label
 
 
+class InsertBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`image`: the name or digest of one that is a disc."""
+
+    image: Annotated[str, Meta(min_length=1, max_length=255)]
+
+
 class ExecBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`argv`: the program and its arguments, no shell. `stdin`: base64. `timeout`: seconds, none: 1 hour."""
 

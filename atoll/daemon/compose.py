@@ -44,7 +44,7 @@ from atoll.instance.verbs.change import Rename, Set
 from atoll.instance.verbs.delete import Delete
 from atoll.instance.verbs.disks import AttachVolume, DetachVolume, GrowVolume
 from atoll.instance.verbs.launch import Launch
-from atoll.instance.verbs.media import Eject
+from atoll.instance.verbs.media import Eject, Insert
 from atoll.instance.verbs.nic import AddNic, RemoveNic, SetNic
 from atoll.instance.verbs.power import Pause, Restart, Resume, Revive, Start, Stop
 from atoll.network.book import NetworkBook
@@ -202,6 +202,7 @@ def _teach(operations: Operations, here: Here, library: Library, kernels: Kernel
         Set(here),
         Rename(here),
         Eject(here),
+        Insert(here),
         AddNic(here),
         RemoveNic(here),
         SetNic(here),

@@ -29,7 +29,7 @@ from atoll.instance.verbs.change import Rename, Set
 from atoll.instance.verbs.delete import Delete
 from atoll.instance.verbs.disks import AttachVolume, DetachVolume, GrowVolume
 from atoll.instance.verbs.launch import Launch
-from atoll.instance.verbs.media import Eject
+from atoll.instance.verbs.media import Eject, Insert
 from atoll.instance.verbs.nic import AddNic, RemoveNic, SetNic
 from atoll.instance.verbs.power import Pause, Restart, Resume, Revive, Start, Stop
 from atoll.network.book import NetworkBook
@@ -90,7 +90,7 @@ class World:
             host, InstanceBook(self.shared), {Kind.VM: self.engine}, supplies, None, lambda: self.memory, events
         )
         verbs = (
-            *(Launch, Start, Revive, Stop, Restart, Pause, Resume, Delete, Set, Rename, Eject),
+            *(Launch, Start, Revive, Stop, Restart, Pause, Resume, Delete, Set, Rename, Eject, Insert),
             *(AddNic, RemoveNic, SetNic),
         )
         self.operations.know(*(verb(self.here) for verb in verbs), undoers=undoers(self.here))
