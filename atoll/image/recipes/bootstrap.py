@@ -97,7 +97,7 @@ async def bootstrap(system: System, out: Path, work: Path, archives: Path, progr
         except Broken as error:
             said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("E:")]
             reason = said[0].removeprefix("E: ") if said else error.message
-            mirror = system.sources[0].split()[-3]
+            mirror = system.sources[0].split()[1]
             raise Broken(
                 f"{system.name} could not be built: {reason[:300]}", hint=f"is {mirror} reachable?"
             ) from error

@@ -56,8 +56,8 @@ class Release(msgspec.Struct, frozen=True):
 class Server:
     """The recipe of one release: `system` gives what it is made of at the time it is built, or raises Lacking."""
 
-    def __init__(self, name: str, system: Callable[[], bootstrap.System]) -> None:
-        self.name, self._system = name, system
+    def __init__(self, name: str, system: Callable[[], bootstrap.System], about: str) -> None:
+        self.name, self._system, self.about = name, system, about
 
     async def __call__(self, out: Path, cache: Path, progress: Progress, *, refresh: bool = False) -> Built:
         """See `Recipe`. The same packages give the same files, but not the same bytes: inodes tell the time."""
@@ -176,5 +176,5 @@ def _busybox(package: Path) -> bytes:
 
 RELEASES = (Release("debian/12", "bookworm", "bookworm"), Release("debian/13", "trixie"))
 RECIPES: Mapping[str, Recipe] = {
-    release.name: Server(release.name, functools.partial(_debian, release)) for release in RELEASES
+    release.name: Server(release.name, functools.partial(_debian, release), __doc__ or "") for release in RELEASES
 }
