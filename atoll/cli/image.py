@@ -102,18 +102,29 @@ def sections(found: "Image") -> list[Section]:
     return [Section("", head), Section("files", files)]
 
 
-@image.command("build", examples=["atoll image build tiny", "atoll image build tiny --name tiny-new"])
+@image.command(
+    "build",
+    examples=[
+        "atoll image build tiny",
+        "atoll image build tiny --name tiny-new",
+        "atoll image build tiny --refresh",
+    ],
+)
 @click.argument("recipe", shell_complete=recipes)
 @click.option("--name", default="", help="Name of the image (the recipe's).")
+@click.option("--refresh", is_flag=True, help="Look for newer packages than those in the cache.")
 @click.option("--no-wait", is_flag=True, help="Return once the daemon has accepted.")
 @click.pass_context
-def build(ctx: click.Context, recipe: str, name: str, no_wait: bool) -> None:
-    """Build an image from a recipe; `atoll image recipes` lists them. `atoll launch` does so by itself."""
+def build(ctx: click.Context, recipe: str, name: str, refresh: bool, no_wait: bool) -> None:
+    """Build an image from a recipe; `atoll image recipes` lists them. `atoll launch` does so by itself.
+
+    An older image of the name is kept for as long as an instance uses it.
+    """
     settings = ctx.ensure_object(Settings)
     name = name and check_label(name, what="image's name", field="--name")
 
     async def act(client: "Client", _: str) -> "Operation":
-        return await client.images.build(recipe, name=name)
+        return await client.images.build(recipe, name=name, refresh=refresh)
 
     _several(settings, [name or recipe], act, doing="building", done="built", wait=not no_wait, steps=True)
 

@@ -40,8 +40,8 @@ class Images:
         """Images that Atoll can build itself."""
         return await self._transport.request("GET", path_of("recipes"), Recipes)
 
-    async def build(self, recipe: str, *, name: str = "") -> Operation:
-        body = BuildBody(recipe=recipe, name=name or None)
+    async def build(self, recipe: str, *, name: str = "", refresh: bool = False) -> Operation:
+        body = BuildBody(recipe=recipe, name=name or None, refresh=refresh)
         return await self._transport.change("POST", self._path(), Operation, body=body)
 
     async def delete(self, name: str) -> Operation:

@@ -71,10 +71,11 @@ class ExecBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class BuildBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`name`: of the image; the recipe's own where none is given."""
+    """`name`: of the image; the recipe's own where none is given. `refresh`: look for newer packages."""
 
     recipe: Annotated[str, Meta(pattern=RECIPE, description="a recipe's name, as in debian/12")]
     name: Label | None = None
+    refresh: bool = False
 
 
 class ImportBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
