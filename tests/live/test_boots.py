@@ -76,7 +76,8 @@ def test_a_server_by_direct_boot_and_cloud_init(reef: Daemon, tmp_path: Path) ->
 @pytest.mark.timeout(900)
 def test_the_same_disk_by_bios_and_by_uefi(reef: Daemon, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(BAD)
-    reef.atoll("launch", "debian-12", "new", "--firmware", "uefi", "-m", "512MiB", "--no-wait")
+    disc = ("--cdrom", "hello")
+    reef.atoll("launch", "debian-12", "new", "--firmware", "uefi", "-m", "512MiB", *disc, "--no-wait")
     ran = launched(reef, "debian-12", "old", "--firmware", "bios", "--cloud-init", str(tmp_path / "bad.yaml"))
     assert ran.code != 0
     assert "old runs, but its cloud-init failed" in ran.err, (ran, log(reef, "old"))
@@ -88,7 +89,23 @@ def test_the_same_disk_by_bios_and_by_uefi(reef: Daemon, tmp_path: Path) -> None
     assert (hardware["firmware"], hardware["uefi"]) == ("uefi", "ovmf-4m")
     [own] = (reef.state / "instances").glob("*/variables.fd")
     assert own.parent.name == reef.show("new")["instance"]["id"]
+    a_cd_comes_and_goes(reef, "new")
     reef.delete("old", "new")
+
+
+def a_cd_comes_and_goes(reef: Daemon, name: str) -> None:
+    """Its image's mark (ISO 9660, "CD001" at 32769) is what the guest reads, while it is in the drive."""
+
+    def read() -> str:
+        return reef.exec(name, "sh", "-c", "head -c 32774 /dev/sr0 | tail -c 5", check=False).out
+
+    assert read() == "CD001"
+    for after, said in (("eject", ""), ("insert", "CD001")):
+        reef.atoll(after, name, *(["hello"] if after == "insert" else []))
+        until(lambda said=said: read() == said, lambda: reef.exec(name, "dmesg").out[-2000:])  # type: ignore[misc]
+    refused = reef.atoll("image", "delete", "hello", check=False)
+    assert refused.code
+    assert name in refused.err
 
 
 def test_a_cd_boots_where_the_disk_is_empty(reef: Daemon) -> None:
@@ -112,6 +129,12 @@ def test_a_cd_boots_where_the_disk_is_empty(reef: Daemon) -> None:
     for name in ("cd", "old"):
         reef.atoll("eject", name)
         assert reef.show(name)["instance"]["spec"]["cdrom"] == ""
+    reef.atoll("stop", "cd", "--force")
+    reef.atoll("insert", "cd", "hello")
+    reef.atoll("start", "cd", "--no-wait")  # a log of its own
+    until(lambda: CD_SAYS in log(reef, "cd"), lambda: log(reef, "cd"), BOOT)
+    refused = reef.atoll("insert", "cd", "debian-12", check=False)
+    assert "holds no ISO" in refused.err
     reef.delete("cd", "old")
     reef.atoll("volume", "delete", *(f"v{number}" for number in range(4)))
 
