@@ -10,7 +10,7 @@ import pytest
 
 from atoll.instance.verbs.media import Eject, Insert
 from tests.kit.boots import add_iso, make_iso
-from tests.kit.daemon import INSTANCES, MIB, SMALL, Daemon, daemon
+from tests.kit.daemon import INSTANCES, MIB, SMALL, Daemon, daemon, until
 from tests.live.test_daemon_crashes import moments, recovered
 
 
@@ -20,6 +20,33 @@ def world(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daem
     with daemon(base) as made:
         add_iso(made.state, make_iso(tmp_path_factory.mktemp("iso")), "hello")
         yield made.start()
+
+
+def test_a_guest_reads_what_is_put_in(world: Daemon) -> None:
+    """ISO 9660's mark, "CD001" at 32769, while a disc is in the drive."""
+    world.start()
+    world.launch("cd", cdrom="hello")
+    world.ready("cd")
+    world.exec("cd", "sh", "-c", "modprobe ahci; modprobe sr_mod; test -b /dev/sr0 || mdev -s")
+
+    def read() -> str:
+        return world.exec("cd", "sh", "-c", "head -c 32774 /dev/sr0 | tail -c 5", check=False).out
+
+    until(lambda: read() == "CD001", lambda: world.exec("cd", "dmesg").out[-2000:])
+    world.atoll("eject", "cd")
+    until(lambda: read() == "", "the drive is empty")
+    assert world.atoll("image", "show", "hello").code == 0
+    world.atoll("insert", "cd", "hello")
+    until(lambda: read() == "CD001", lambda: world.exec("cd", "dmesg").out[-2000:])
+    refused = world.atoll("image", "delete", "hello", check=False)
+    assert refused.code
+    assert "cd" in refused.err
+    world.atoll("insert", "cd", "hello")  # in place of what is there
+    assert read() == "CD001"
+    refused = world.atoll("insert", "cd", "tiny", check=False)
+    assert "holds no ISO" in refused.err
+    assert read() == "CD001"
+    world.delete("cd")
 
 
 @pytest.mark.parametrize(("step", "moment"), moments(Eject))

@@ -130,3 +130,9 @@ async def test_a_tree_is_packed_with_its_owners_and_the_same_twice(tmp_path: Pat
     assert said["usr/bin/tool"] == ("-rwsr-xr-x", "0/0")
     assert said["tmp/"] == ("drwxrwxrwt", "0/0")
     assert "usr/bin/alias -> tool" in listed[-2] + listed[-1]
+
+
+def test_what_adapts_the_tree_leaves_the_builder_its_tmp() -> None:
+    """mmdebstrap's apt configuration lies in the tree's /tmp: without it, its apt would empty the host's lists."""
+    words = (debian.folder() / "customize").read_text().split()
+    assert not [word for word in words if word.startswith('"$root"/tmp')]
