@@ -29,7 +29,6 @@ PACKAGES: dict[str, str] = {
     "dpkg-deb": "dpkg",
     "etcd": "etcd-server",
     "gzip": "gzip",
-    "fakeroot": "fakeroot",
     "genisoimage": "genisoimage",
     "grub-mkimage": "grub-common",
     "ip": "iproute2",

@@ -1,7 +1,7 @@
 """A distribution's root file system as one archive, made by mmdebstrap from signed packages; and an ext4 of it.
 
 Root makes it as root. An ordinary user makes it in a user namespace, for which the host must give the user a range
-of ids (`/etc/subuid`) and the program newuidmap; and fills the ext4 under fakeroot. Both give the same.
+of ids (`/etc/subuid`) and the program newuidmap. Both give the same.
 """
 
 import asyncio
@@ -24,7 +24,9 @@ from atoll.image.recipes.recipe import Progress
 
 UNWANTED = ("man", "locale", "info", "lintian", "linda")
 """Folders of /usr/share that a server has no use for; later packages leave them out too."""
-EXTRACT = ("tar", "--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf")
+EXTRACT = ("tar", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--exclude=./dev/*", "-xpf")
+"""Without device nodes, which a namespace cannot make: the kernel has its own."""
+_INSIDE = ("unshare", "--user", "--map-auto", "--map-root-user", "--")
 _BUILD = 1800.0  # seconds for mmdebstrap, on a slow mirror
 _FILL = 300.0
 _POLL = 0.5
@@ -57,8 +59,7 @@ def check_host(name: str, subuid: Path = Path("/etc/subuid")) -> None:
     """What building takes beyond tools. Raises Lacking: which setting or package an ordinary user misses."""
     if os.geteuid() == 0:
         return
-    for tool in ("newuidmap", "fakeroot"):
-        find(tool)
+    find("newuidmap")
     uid = os.geteuid()
     try:
         user = pwd.getpwuid(uid).pw_name
@@ -108,20 +109,25 @@ async def bootstrap(system: System, out: Path, work: Path, archives: Path, progr
 
 
 async def fill(archive: Path, tree: Path, image: Path, *, size: Bytes, label: str, uuid: str) -> None:
-    """An ext4 of `size` bytes with what is in the archive, by way of the folder `tree`, which is then there."""
-    state = tree.with_suffix(".owners")
-    await asyncio.to_thread(_make, tree, image, state)
-    faked = () if os.geteuid() == 0 else ("fakeroot", "-s", str(state), "-i", str(state), "--")
-    await run([*faked, *EXTRACT, str(archive), "-C", str(tree)], timeout=_FILL)
+    """An ext4 of `size` bytes with what is in the archive, by way of the folder `tree`, which is then there and is
+    taken away by `remove`."""
+    await asyncio.to_thread(_make, tree, image)
+    inside = () if os.geteuid() == 0 else _INSIDE
+    await run([*inside, *EXTRACT, str(archive), "-C", str(tree)], timeout=_FILL)
     layout = ["-t", "ext4", "-b", "4096", "-E", "lazy_itable_init=1", "-L", label, "-U", uuid]
     filled = ["mke2fs", "-q", "-F", *layout, "-d", str(tree), str(image), f"{size // 1024}k"]
-    await run([*faked, *filled], timeout=_FILL)
+    await run([*inside, *filled], timeout=_FILL)
 
 
-def _make(folder: Path, *files: Path) -> None:
+async def remove(*paths: Path) -> None:
+    """Folders of a build, whose files may belong to a namespace's ids. Absent is success."""
+    inside = () if os.geteuid() == 0 else _INSIDE
+    await run([*inside, "rm", "-rf", "--one-file-system", *map(str, paths)], check=False, timeout=_FILL)
+
+
+def _make(folder: Path, file: Path) -> None:
     folder.mkdir()
-    for file in files:
-        file.touch()
+    file.touch()
 
 
 def _prepare(system: System, archives: Path, overlay: Path) -> None:
@@ -178,11 +184,8 @@ def _scratch(work: Path) -> Iterator[Path]:
 
 async def _sweep(scratch: Path) -> None:
     """What a build that was ended by force left there belongs to other ids: removed within a namespace."""
-    if os.geteuid() != 0 and (
-        left := [str(scratch / name) for name in await asyncio.to_thread(os.listdir, scratch)]
-    ):
-        inside = ("unshare", "--user", "--map-auto", "--map-root-user", "--")
-        await run([*inside, "rm", "-rf", "--one-file-system", *left], check=False, timeout=_FILL)
+    if os.geteuid() != 0:
+        await remove(*(scratch / name for name in await asyncio.to_thread(os.listdir, scratch)))
 
 
 async def _watch(log: Path, progress: Progress) -> None:

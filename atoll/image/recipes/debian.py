@@ -73,9 +73,13 @@ class Server:
             await bootstrap.bootstrap(system, archive, work, cache / f"archives-{system.suite}", progress)
             progress("making the file system", 80)
             ids = _ids(system.name)
-            await bootstrap.fill(archive, tree, root, size=bootdisk.root_size(DISK), label=LABEL, uuid=ids.root)
-            progress("making the initrd", 84)
-            version = await _kernel(tree, busybox["busybox-static"], out)
+            try:
+                size = bootdisk.root_size(DISK)
+                await bootstrap.fill(archive, tree, root, size=size, label=LABEL, uuid=ids.root)
+                progress("making the initrd", 84)
+                version = await _kernel(tree, busybox["busybox-static"], out)
+            finally:
+                await bootstrap.remove(tree)
             progress("making the disk", 86)
             await bootdisk.assemble(raw, size=DISK, root=root, label=LABEL, ids=ids, work=work)
             root.unlink()
