@@ -24,12 +24,21 @@ image = group(
 
 
 def stored(found: "Image") -> int:
-    return sum(file.size for file in found.manifest.files.values())
+    """Bytes on the disk: of its files, and of the tree that a root file system is unpacked to."""
+    rootfs = found.manifest.files.get("rootfs")
+    return sum(file.size for file in found.manifest.files.values()) + (rootfs.virtual_size if rootfs else 0)
 
 
 def virtual(found: "Image") -> str:
     disk = found.manifest.files.get("disk")
     return show_size(disk.virtual_size) if disk and disk.virtual_size else found.manifest.kind
+
+
+def kinds(found: "Image") -> str:
+    """What can be made of it."""
+    from atoll.client import serves
+
+    return ", ".join(serves(found.manifest)) or "no instance: it is a disc"
 
 
 COLUMNS = [
@@ -38,6 +47,7 @@ COLUMNS = [
     Column("ARCH", lambda found: found.manifest.arch),
     Column("SIZE", lambda found: show_size(stored(found)), right=True),
     Column("DISK", virtual, right=True),
+    Column("FOR", lambda found: kinds(found).partition(":")[0]),
     Column("AGENT", lambda found: "yes" if found.manifest.agent else "no"),
     Column("DIGEST", lambda found: found.digest[7:19]),
     Column("AGE", lambda found: output.age(found.created)),
@@ -75,6 +85,8 @@ def sections(found: "Image") -> list[Section]:
         ("state", str(found.state)),
         ("arch", manifest.arch),
         ("kind", manifest.kind),
+        ("for", kinds(found)),
+        ("system", manifest.system),
         ("machine", manifest.machine),
         ("firmware", manifest.firmware or "direct boot" if manifest.kind == "disk" else ""),
         ("agent", "yes" if manifest.agent else "no"),
@@ -90,18 +102,29 @@ def sections(found: "Image") -> list[Section]:
     return [Section("", head), Section("files", files)]
 
 
-@image.command("build", examples=["atoll image build tiny", "atoll image build tiny --name tiny-new"])
+@image.command(
+    "build",
+    examples=[
+        "atoll image build tiny",
+        "atoll image build tiny --name tiny-new",
+        "atoll image build tiny --refresh",
+    ],
+)
 @click.argument("recipe", shell_complete=recipes)
 @click.option("--name", default="", help="Name of the image (the recipe's).")
+@click.option("--refresh", is_flag=True, help="Look for newer packages than those in the cache.")
 @click.option("--no-wait", is_flag=True, help="Return once the daemon has accepted.")
 @click.pass_context
-def build(ctx: click.Context, recipe: str, name: str, no_wait: bool) -> None:
-    """Build an image from a recipe; `atoll image recipes` lists them. `atoll launch` does so by itself."""
+def build(ctx: click.Context, recipe: str, name: str, refresh: bool, no_wait: bool) -> None:
+    """Build an image from a recipe; `atoll image recipes` lists them. `atoll launch` does so by itself.
+
+    An older image of the name is kept for as long as an instance uses it.
+    """
     settings = ctx.ensure_object(Settings)
     name = name and check_label(name, what="image's name", field="--name")
 
     async def act(client: "Client", _: str) -> "Operation":
-        return await client.images.build(recipe, name=name)
+        return await client.images.build(recipe, name=name, refresh=refresh)
 
     _several(settings, [name or recipe], act, doing="building", done="built", wait=not no_wait, steps=True)
 

@@ -33,6 +33,7 @@ SECTIONS = {
         "console": Entry("atoll.cli.console:console", "Attach to an instance's serial console"),
         "cp": Entry("atoll.cli.files:cp", "Copy a file to or from an instance"),
         "screenshot": Entry("atoll.cli.screens:screenshot", "Save a picture of an instance's screen"),
+        "insert": Entry("atoll.cli.screens:insert", "Put a CD into an instance's drive"),
         "eject": Entry("atoll.cli.screens:eject", "Take the CD out of an instance's drive"),
         "log": Entry("atoll.cli.watch:log", "Show what an instance wrote to its console"),
         "stats": Entry("atoll.cli.watch:stats", "Show what instances use"),

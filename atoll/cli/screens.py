@@ -1,4 +1,4 @@
-"""`atoll screenshot` and `atoll eject`."""
+"""`atoll screenshot`, `atoll insert` and `atoll eject`."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ import click
 from atoll.base.errors import Invalid
 from atoll.cli import output
 from atoll.cli.commands import command
-from atoll.cli.completing import instances
+from atoll.cli.completing import images, instances
 from atoll.cli.context import run
 from atoll.cli.progress import Waiting
 from atoll.cli.settings import Settings
@@ -41,6 +41,25 @@ def screenshot(ctx: click.Context, name: str, file: str) -> None:
     except OSError as error:
         raise Invalid(f"cannot write {file}: {error.strerror}", field="FILE") from error
     output.emit(settings, {"file": file, "size": len(picture)}, lambda: click.echo(f"{file}: {len(picture)} bytes"))
+
+
+@command("insert", examples=["atoll insert web debian-netinst"])
+@click.argument("name", shell_complete=instances)
+@click.argument("image", shell_complete=images)
+@click.pass_context
+def insert(ctx: click.Context, name: str, image: str) -> None:
+    """Put the disc of an ISO image into an instance's CD-ROM drive, at once where it runs.
+
+    What is in the drive until then is taken out. An instance has a drive when it was launched with --cdrom.
+    """
+    settings = ctx.ensure_object(Settings)
+
+    async def act(client: "Client") -> "Operation":
+        async with Waiting(client, settings) as waiting:
+            return await waiting.wait(await client.instances.insert(name, image), f"inserting {image} into {name}")
+
+    done = run(settings, act)
+    output.emit(settings, done, lambda: click.echo(name if settings.quiet else f"{name}: {image} is in its drive"))
 
 
 @command("eject", examples=["atoll eject web"])

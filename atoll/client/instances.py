@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from atoll.client.console import Console
 from atoll.client.transport import Query, Transport, decode, path_of
-from atoll.client.wire import ExecBody, LaunchBody, Pushed, RenameBody, RestartBody, Screen, StopBody
+from atoll.client.wire import ExecBody, InsertBody, LaunchBody, Pushed, RenameBody, RestartBody, Screen, StopBody
 from atoll.instance.book import InstanceView
 from atoll.instance.cloudstate import CloudState
 from atoll.instance.engine import Outcome, Stats
@@ -85,7 +85,9 @@ class Instances:
     async def rename(self, name: str, to: str) -> Operation:
         return await self._act(name, "rename", RenameBody(to=to))
 
-    async def _act(self, name: str, act: str, body: RestartBody | StopBody | RenameBody | None = None) -> Operation:
+    async def _act(
+        self, name: str, act: str, body: RestartBody | StopBody | RenameBody | InsertBody | None = None
+    ) -> Operation:
         return await self._transport.change("POST", self._path(name, act), Operation, body=body)
 
     async def ready(self, name: str, *, timeout: float = 120.0) -> None:
@@ -157,6 +159,10 @@ class Instances:
 
     async def eject(self, name: str) -> Operation:
         return await self._act(name, "eject")
+
+    async def insert(self, name: str, image: str) -> Operation:
+        """Put the disc of an image into its CD-ROM drive, in place of what is there."""
+        return await self._act(name, "insert", InsertBody(image=image))
 
     @asynccontextmanager
     async def shell(self, name: str, *, user: str, columns: int, rows: int) -> AsyncIterator[Console]:

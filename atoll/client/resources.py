@@ -40,8 +40,8 @@ class Images:
         """Images that Atoll can build itself."""
         return await self._transport.request("GET", path_of("recipes"), Recipes)
 
-    async def build(self, recipe: str, *, name: str = "") -> Operation:
-        body = BuildBody(recipe=recipe, name=name or None)
+    async def build(self, recipe: str, *, name: str = "", refresh: bool = False) -> Operation:
+        body = BuildBody(recipe=recipe, name=name or None, refresh=refresh)
         return await self._transport.change("POST", self._path(), Operation, body=body)
 
     async def delete(self, name: str) -> Operation:
@@ -62,13 +62,14 @@ class Images:
         length: int | None = None,
         sha256: str = "",
         format: str = "",
-        arch: str = "x86_64",
+        arch: str = "",
         agent: bool = False,
         replace: bool = False,
     ) -> Operation:
         """Import an image whose bytes are sent; `length`: how many they are."""
         query: dict[str, str | bool | None] = {
-            "sha256": sha256 or None, "format": format or None, "arch": arch, "agent": agent, "replace": replace,
+            "sha256": sha256 or None, "format": format or None, "arch": arch or None,
+            "agent": agent, "replace": replace,
         }  # fmt: skip
         headers = {"Content-Type": "application/octet-stream", "Idempotency-Key": new_uuid()}
         if length is not None:

@@ -15,7 +15,7 @@ from atoll.network.args import NetworkSpec
 from atoll.network.groups import Group, Rules
 from atoll.network.model import Network, Port
 from atoll.storage.args import PoolPath, VolumeSize
-from atoll.storage.model import Bus, Cache, Capacity, Pool, Usage, Volume, VolumeAttachment, VolumeFormat
+from atoll.storage.model import Bus, Cache, Capacity, DiskFormat, Pool, Usage, Volume, VolumeAttachment
 
 MAX_BODY = 1 << 20
 """Bytes of a JSON body at most."""
@@ -62,6 +62,12 @@ class RenameBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     to: Label
 
 
+class InsertBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`image`: the name or digest of one that is a disc."""
+
+    image: Annotated[str, Meta(min_length=1, max_length=255)]
+
+
 class ExecBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`argv`: the program and its arguments, no shell. `stdin`: base64. `timeout`: seconds, none: 1 hour."""
 
@@ -72,10 +78,11 @@ class ExecBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class BuildBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`name`: of the image; the recipe's own where none is given."""
+    """`name`: of the image; the recipe's own where none is given. `refresh`: look for newer packages."""
 
     recipe: Annotated[str, Meta(pattern=RECIPE, description="a recipe's name, as in debian/12")]
     name: Label | None = None
+    refresh: bool = False
 
 
 class ImportBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,7 +91,7 @@ class ImportBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     url: Annotated[str, Meta(min_length=1, max_length=4096)]
     sha256: Sha256 = ""
     format: Format = ""
-    arch: Arch = "x86_64"
+    arch: Arch = ""
     agent: bool = False
     replace: bool = False
 
@@ -217,7 +224,7 @@ class VolumeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     name: Label
     size: VolumeSize
     pool: Label = "default"
-    format: VolumeFormat = "thin"
+    format: DiskFormat = "thin"
 
 
 class AttachBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from atoll import __version__
 from atoll.api.services import Services
@@ -24,8 +25,9 @@ from atoll.host.probe.settled import AccelProbe
 from atoll.image.book import ImageBook
 from atoll.image.imports import ImportImage, import_undoers
 from atoll.image.library import Library
+from atoll.image.recipes import ubuntu
 from atoll.image.recipes.recipe import Recipe
-from atoll.image.recipes.registry import RECIPES
+from atoll.image.recipes.registry import recipes
 from atoll.image.verbs import Build, DeleteImage, PruneImages, RenameImage, image_undoers
 from atoll.instance.admission import HostMemory
 from atoll.instance.book import InstanceBook
@@ -49,7 +51,7 @@ from atoll.instance.verbs.disks import AttachVolume, DetachVolume, GrowVolume
 from atoll.instance.verbs.exporting import Export, parcel_undoers
 from atoll.instance.verbs.importing import ImportInstance
 from atoll.instance.verbs.launch import Launch
-from atoll.instance.verbs.media import Eject
+from atoll.instance.verbs.media import Eject, Insert
 from atoll.instance.verbs.nic import AddNic, RemoveNic, SetNic
 from atoll.instance.verbs.power import Pause, Restart, Resume, Revive, Start, Stop
 from atoll.network.book import NetworkBook
@@ -159,18 +161,25 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
             seeds=boots.seeds,
             shells=Shells(boots),
             parcels=await _teach_parcels(operations, here, paths, config),
-            recipes=tuple(RecipeView(name=name, description=about(recipe)) for name, recipe in RECIPES.items()),
+            recipes=tuple(RecipeView(name=name, description=about(one)) for name, one in _recipes(config).items()),
         )
         yield Atoll(services, local, keeper, engine, probe, library, realised, rebooted)
 
 
+def _recipes(config: Config) -> Mapping[str, Recipe]:
+    given = config.images
+    return recipes(ubuntu.Archive(given.ubuntu_mirror, Path(given.ubuntu_keyring or ubuntu.KEYRING)))
+
+
 def about(recipe: Recipe) -> str:
     """A recipe's first words about itself."""
-    return (getattr(sys.modules[recipe.__module__], "__doc__", "") or "").strip().partition("\n")[0]
+    said = getattr(recipe, "about", "") or getattr(sys.modules[recipe.__module__], "__doc__", "") or ""
+    return str(said).strip().partition("\n")[0]
 
 
 async def _library(paths: Paths, config: Config, images: ImageBook) -> Library:
-    library = Library(paths.images, paths.cache, images, RECIPES, largest=parse_size(config.images.max_size))
+    largest = parse_size(config.images.max_size)
+    library = Library(paths.images, paths.cache, images, _recipes(config), largest=largest)
     await library.open()
     return library
 
@@ -207,6 +216,7 @@ def _teach(operations: Operations, here: Here, library: Library, kernels: Kernel
         Set(here),
         Rename(here),
         Eject(here),
+        Insert(here),
         AddNic(here),
         RemoveNic(here),
         SetNic(here),

@@ -38,11 +38,14 @@ class Storage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Images(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`private`: networks from which images may be fetched though they are not the internet ("10.0.0.0/8").
 
-    `max_size`: of an image that is brought.
+    `max_size`: of an image that is brought. `ubuntu_mirror`, `ubuntu_keyring`: where the recipes ubuntu/* have
+    their packages from (a URL), and the file with the keys that these are signed with.
     """
 
     private: tuple[str, ...] = ()
     max_size: str = "2TiB"
+    ubuntu_mirror: Annotated[str, Meta(pattern=r"^(https?://[^\s\[\]]+)?$", max_length=500)] = ""
+    ubuntu_keyring: Annotated[str, Meta(pattern=r"^(/[^\s]+)?$", max_length=500)] = ""
 
 
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -4,11 +4,12 @@ import msgspec
 
 
 class BuildArgs(msgspec.Struct, frozen=True, kw_only=True):
-    """Build `recipe` under `name`."""
+    """Build `recipe` under `name`. `refresh`: of the newest packages, though what is in the cache would do."""
 
     project: str
     name: str
     recipe: str
+    refresh: bool = False
 
 
 class ImageArgs(msgspec.Struct, frozen=True, kw_only=True):

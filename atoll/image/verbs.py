@@ -35,7 +35,7 @@ class Build:
             await self._library.clear(work.id)
         else:
             await work.step("build", UndoStep("image.clear", {"key": work.id}), percent=0)
-        made = await self._library.build(args.recipe, work.id, progress)
+        made = await self._library.build(args.recipe, work.id, progress, refresh=args.refresh)
         await work.step("keep", percent=95)
         image = await self._library.add_built(args.project, args.name, made)
         await self._library.clear(work.id)

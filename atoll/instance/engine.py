@@ -236,3 +236,7 @@ class Displays(Protocol):
 class Ejects(Protocol):
     async def eject(self, guest: InstanceId) -> None:
         """Take out what is in its CD-ROM drive, locked or not. An empty drive is success. Raises Absent, Broken."""
+
+    async def insert(self, guest: InstanceId, iso: str) -> None:
+        """Have the disc at that path in its drive, in place of what is there. Where it fails the drive is empty.
+        Raises Absent, Refused (it has no drive), Broken."""

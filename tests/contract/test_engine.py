@@ -322,6 +322,8 @@ async def test_it_is_measured(bench: Bench, engine: FullEngine) -> None:
     assert plan.id in await engine.display(plan.id)
     assert (await engine.screenshot(plan.id)).startswith(b"\x89PNG")
     await engine.eject(plan.id)  # it has no drive: that is success
+    with pytest.raises(Refused, match="no CD-ROM drive"):
+        await engine.insert(plan.id, "/nowhere.iso")
 
 
 async def test_limits_change_while_it_runs(bench: Bench, engine: FullEngine) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from atoll.base.errors import Broken
+from atoll.base.errors import Absent, Broken, Invalid
 from atoll.image.model import Manifest
 from atoll.instance.book import SEEDS
 from atoll.instance.model import CloudInit, DiskSpec, DiskUse, InstanceSpec
@@ -114,4 +114,37 @@ async def test_killed_there_the_rest_is_as_it_was(
         for view in await world.here.book.all():
             assert {use[0] for use in await uses(world, "cd")} == {view.id}
             await world.do("instance.delete", view.name, force=True)
+        await nothing_is_left(world)
+
+
+async def test_a_cd_inserted_later(tmp_path: Path) -> None:
+    """Running and stopped; in place of another; where the guest's drive fails, none is in it."""
+    async with World(tmp_path).boot() as world:
+        await add_cd(world)
+        await create(world)
+        web = await launch(world, "")
+        await world.do("instance.eject")
+        await world.do("instance.insert", image="cd")
+        plan = world.guests.guests[web.id, (await world.get()).status.generation].plan
+        assert plan.cdrom is not None
+        assert plan.cdrom.iso
+        assert await uses(world, "cd") == {(web.id, "web")}
+        assert (await world.get()).instance.spec.cdrom == "cd"
+        await world.do("instance.insert", image="cd")
+        assert await uses(world, "cd") == {(web.id, "web")}, "the same disc again is no second use"
+        world.engine.fail("insert", Broken("no medium"))
+        with pytest.raises(Broken):
+            await world.do("instance.insert", image="cd")
+        assert ((await world.get()).instance.cdrom, await uses(world, "cd")) == ("", set())
+        with pytest.raises(Invalid, match="holds no ISO"):
+            await world.do("instance.insert", image="tiny")
+        with pytest.raises(Absent):
+            await world.do("instance.insert", image="nothing")
+        await world.do("instance.stop")
+        await world.do("instance.insert", image="cd")
+        await world.do("instance.start")
+        plan = world.guests.guests[web.id, (await world.get()).status.generation].plan
+        assert plan.cdrom is not None
+        assert plan.cdrom.iso, "it starts with the disc"
+        await world.do("instance.delete", force=True)
         await nothing_is_left(world)

@@ -47,6 +47,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "network_create": {"json": {"name": "lan", "mode": "isolated", "subnets": ["10.1.2.0/24"]}},
     "group_create": {"json": {"name": "db", "rules": [{"direction": "ingress", "protocol": "tcp", "port": 80}]}},
     "group_change": {"json": {"add": [{"direction": "egress"}]}},
+    "instance_insert": {"json": {"image": "tiny"}},
     "image_build": {"json": {"recipe": "tiny"}},
     "image_prune": {"params": {"unused": "true"}},
     "image_import": {"json": {"url": "https://example.org/disk.qcow2"}},

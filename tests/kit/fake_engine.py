@@ -290,6 +290,14 @@ class FakeEngine(Faults):
         if held.plan.cdrom is not None:
             held.plan = replace(held.plan, cdrom=CdromPlan())
 
+    async def insert(self, guest: InstanceId, iso: str) -> None:
+        held = self._alive(guest)
+        if held.plan.cdrom is None:
+            raise Refused(f"{held.plan.name} has no CD-ROM drive")
+        held.plan = replace(held.plan, cdrom=CdromPlan())
+        self.maybe("insert")
+        held.plan = replace(held.plan, cdrom=CdromPlan(iso))
+
     async def stats(self, guest: InstanceId) -> Stats:
         return Stats(cpu_seconds=1.5, memory=Bytes(self._alive(guest).memory))
 

@@ -37,7 +37,7 @@ from atoll.instance.verbs.disks import AttachVolume, DetachVolume, GrowVolume
 from atoll.instance.verbs.exporting import Export, parcel_undoers
 from atoll.instance.verbs.importing import ImportInstance
 from atoll.instance.verbs.launch import Launch
-from atoll.instance.verbs.media import Eject
+from atoll.instance.verbs.media import Eject, Insert
 from atoll.instance.verbs.nic import AddNic, RemoveNic, SetNic
 from atoll.instance.verbs.power import Pause, Restart, Resume, Revive, Start, Stop
 from atoll.network.book import NetworkBook
@@ -99,7 +99,7 @@ class World:
             host, InstanceBook(self.shared), {Kind.VM: self.engine}, supplies, None, lambda: self.memory, events
         )
         verbs = (
-            *(Launch, Start, Revive, Stop, Restart, Pause, Resume, Delete, Set, Rename, Eject),
+            *(Launch, Start, Revive, Stop, Restart, Pause, Resume, Delete, Set, Rename, Eject, Insert),
             *(AddNic, RemoveNic, SetNic),
         )
         self.operations.know(*(verb(self.here) for verb in verbs), undoers=undoers(self.here))

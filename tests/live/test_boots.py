@@ -112,6 +112,12 @@ def test_a_cd_boots_where_the_disk_is_empty(reef: Daemon) -> None:
     for name in ("cd", "old"):
         reef.atoll("eject", name)
         assert reef.show(name)["instance"]["spec"]["cdrom"] == ""
+    reef.atoll("stop", "cd", "--force")
+    reef.atoll("insert", "cd", "hello")
+    reef.atoll("start", "cd", "--no-wait")  # a log of its own
+    until(lambda: CD_SAYS in log(reef, "cd"), lambda: log(reef, "cd"), BOOT)
+    refused = reef.atoll("insert", "cd", "debian-12", check=False)
+    assert "holds no ISO" in refused.err
     reef.delete("cd", "old")
     reef.atoll("volume", "delete", *(f"v{number}" for number in range(4)))
 

@@ -43,7 +43,8 @@ async def build_image(call: Call, body: BuildBody) -> Reply:
         hint = did_you_mean(recipe, known) or f"there are: {', '.join(known) or 'none'}"
         raise Absent(f"there is no recipe {recipe}", hint=hint, field="recipe")
     name = check_label(body.name) if body.name is not None else image_name(recipe)
-    return await call.submit("image.build", BuildArgs(project=call.project, name=name, recipe=recipe), name)
+    args = BuildArgs(project=call.project, name=name, recipe=recipe, refresh=body.refresh)
+    return await call.submit("image.build", args, name)
 
 
 @routes.add("DELETE", IMAGES, action="image.prune", answer=Operation, status=202)

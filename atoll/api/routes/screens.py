@@ -15,10 +15,10 @@ from atoll.api.route import BYTES, Call, Reply, Routes, answer, check_path, lite
 from atoll.api.routes.guests import ONE, agent, asking, both_ways, engine_of, lacks
 from atoll.api.services import Services, Shell
 from atoll.base.errors import AtollError
-from atoll.client.wire import Screen
+from atoll.client.wire import InsertBody, Screen
 from atoll.instance.cloudstate import CloudState, cloud_state
 from atoll.instance.engine import Displays
-from atoll.instance.verbs.args import NamedArgs
+from atoll.instance.verbs.args import InsertArgs, NamedArgs
 from atoll.operation.model import Operation
 
 routes = Routes()
@@ -73,6 +73,13 @@ async def cloud_init(call: Call) -> Reply:
 async def eject(call: Call) -> Reply:
     """Take out what is in its CD-ROM drive."""
     return await call.submit("instance.eject", NamedArgs(project=call.project, name=call.name))
+
+
+@routes.add("POST", ONE + "/insert", action="instance.insert", answer=Operation, status=202)
+async def insert(call: Call, body: InsertBody) -> Reply:
+    """Put the disc of an image into its CD-ROM drive, in place of what is there."""
+    args = InsertArgs(project=call.project, name=call.name, image=body.image)
+    return await call.submit("instance.insert", args)
 
 
 def shell_handler(services: Services) -> WebsocketRouteHandler:

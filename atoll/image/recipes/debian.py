@@ -1,37 +1,36 @@
-"""Recipes `debian/12` and `debian/13`: a normal Debian server, with systemd, cloud-init, sshd and the guest agent.
+"""Recipes `debian/12`, `debian/13`: a normal Debian server, with systemd, cloud-init, sshd and the guest agent.
 
-mmdebstrap makes the tree from signed packages. The disk has its own bootloader, for BIOS and UEFI; kernel and a
-small initrd beside it are for direct boot, which is quicker. The tree itself is not kept as a blob: a container
-recipe can have it from the same call (`--format=tar`).
+mmdebstrap makes one tree from signed packages. It is kept as an archive, the root file system of containers, and on
+a disk with its own bootloader, for BIOS and UEFI; kernel and a small initrd beside it are for direct boot, which is
+quicker. Ubuntu's releases (ubuntu.py) are made the same way.
 """
 
 import asyncio
+import functools
 import hashlib
 import lzma
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 
 import msgspec
 
-from atoll.base.errors import Broken, Lacking
+from atoll.base.errors import Broken
 from atoll.base.ids import Bytes
 from atoll.base.units import GiB, MiB
 from atoll.host import cpio, debs
 from atoll.host.run import find, run
-from atoll.image.recipes import bootdisk, kernel
+from atoll.image.recipes import bootdisk, bootstrap, kernel
 from atoll.image.recipes.recipe import Built, Progress, Recipe
 
-PACKAGES = (
+PACKAGES = tuple(
     "systemd systemd-sysv systemd-resolved libnss-resolve libpam-systemd dbus udev linux-image-cloud-amd64 "
     "initramfs-tools zstd cloud-init cloud-guest-utils openssh-server qemu-guest-agent sudo iproute2 iputils-ping "
-    "ca-certificates curl less nano fdisk e2fsprogs dosfstools bash-completion procps netbase"
-).split()
-UNWANTED = ("man", "locale", "info", "lintian", "linda")
-"""Folders of /usr/share that a server has no use for; later packages leave them out too."""
+    "ca-certificates curl less nano fdisk e2fsprogs dosfstools bash-completion procps netbase".split()
+)
 EARLY = ("virtio_pci", "virtio_mmio", "virtio_blk", "virtio_console", "virtio_net", "isofs")
 """Modules of the initrd: what reaches the disk; then what udev would load soon after, one process each."""
 CMDLINE = (
@@ -42,136 +41,84 @@ DISK = Bytes(3 * GiB)
 MIN_MEMORY = Bytes(256 * MiB)
 _MIRROR = "http://deb.debian.org/debian"
 _SECURITY = "http://deb.debian.org/debian-security"
-_BUILD = 1800.0  # seconds for mmdebstrap, on a slow mirror
-_POLL = 0.5
-_STAGES = (
-    ("running apt-get update", "reading the package lists", 2),
-    ("downloading packages with apt", "downloading packages", 8),
-    ("extracting archives", "unpacking", 20),
-    ("installing essential packages", "installing the base system", 30),
-    ("installing remaining packages", "installing packages", 40),
-    ("running --customize-hook", "making the file system", 75),
-    ("cleaning package lists", "cleaning up", 80),
-)
-"""What mmdebstrap says, what we say, percent."""
+_PACK = 300.0  # seconds to compress the tree, or to convert the disk
 _NAMESPACE = uuid.UUID("6b0a2f1e-3c0d-4c0e-9a53-6c1f2e7d9b10")
 
 
 class Release(msgspec.Struct, frozen=True):
-    """`name`: as in `debian/12`; `suite`: its code name."""
+    """`name`: as in `debian/12`; `suite`: its code name; `extra`: a folder of files/debian that only it needs."""
 
     name: str
     suite: str
+    extra: str = ""
 
 
-class _Debian:
-    """One release's recipe."""
+class Server:
+    """The recipe of one release: `system` gives what it is made of at the time it is built, or raises Lacking."""
 
-    def __init__(self, release: Release) -> None:
-        self._release = release
+    def __init__(self, name: str, system: Callable[[], bootstrap.System], about: str) -> None:
+        self.name, self._system, self.about = name, system, about
 
     async def __call__(self, out: Path, cache: Path, progress: Progress, *, refresh: bool = False) -> Built:
         """See `Recipe`. The same packages give the same files, but not the same bytes: inodes tell the time."""
-        release = self._release
-        if os.geteuid() != 0:
-            raise Lacking(f"building {release.name} takes root", hint="run the daemon as root, or import an image")
-        for tool in ("mmdebstrap", "sfdisk", "mkfs.vfat", "mcopy", "grub-mkimage"):
+        system = self._system()
+        bootstrap.check_host(system.name)
+        for tool in ("mmdebstrap", "sfdisk", "mkfs.vfat", "mcopy", "grub-mkimage", "zstd"):
             find(tool)  # missing ones are told before minutes of work
         busybox = await debs.obtain(debs.Wanted(names=("busybox-static",)), cache, refresh=refresh)
         with tempfile.TemporaryDirectory(dir=out, prefix=".build-", ignore_cleanup_errors=True) as scratch:
             work = Path(scratch)
             os.chmod(work, 0o755)  # noqa: S103 - apt's own user reads there
-            root = work / "root.ext4"
-            await self._bootstrap(root, work, cache, progress)
-            progress("making the initrd", 82)
-            version = await asyncio.to_thread(_kernel, work / "boot", busybox["busybox-static"], out)
+            archive, tree, root, raw = work / "rootfs.tar", work / "tree", work / "root.ext4", work / "disk.raw"
+            await bootstrap.bootstrap(system, archive, work, cache / f"archives-{system.suite}", progress)
+            progress("making the file system", 80)
+            ids = _ids(system.name)
+            try:
+                size = bootdisk.root_size(DISK)
+                await bootstrap.fill(archive, tree, root, size=size, label=LABEL, uuid=ids.root)
+                progress("making the initrd", 84)
+                version = await _kernel(tree, busybox["busybox-static"], out)
+            finally:
+                await bootstrap.remove(tree)
             progress("making the disk", 86)
-            raw = work / "disk.raw"
-            await bootdisk.assemble(raw, size=DISK, root=root, label=LABEL, ids=_ids(release.name), work=work)
+            await bootdisk.assemble(raw, size=DISK, root=root, label=LABEL, ids=ids, work=work)
             root.unlink()
-            progress("converting the disk", 92)
-            disk = out / "disk.qcow2"
-            await run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(disk)], timeout=300)
+            progress("converting the disk", 90)
+            disk, rootfs = out / "disk.qcow2", out / "rootfs.tar.zst"
+            await run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(disk)], timeout=_PACK)
+            progress("packing the tree", 95)
+            await run(["zstd", "-q", "-3", str(archive), "-o", str(rootfs)], timeout=_PACK)
         progress("built", 100)
         return Built(
-            files={"kernel": out / "kernel", "initrd": out / "initrd", "disk": out / "disk.qcow2"},
+            files={"kernel": out / "kernel", "initrd": out / "initrd", "disk": disk, "rootfs": rootfs},
             cmdline=CMDLINE,
             disk_size=DISK,
             agent=True,
             min_memory=MIN_MEMORY,
             firmware="any",
-            source=f"recipe {release.name}, Linux {version}",
+            source=f"recipe {system.name}, Linux {version}",
         )
 
-    async def _bootstrap(self, root: Path, work: Path, cache: Path, progress: Progress) -> None:
-        """The root file system, made by mmdebstrap and filled by mke2fs while the tree is there. What it says is
-        followed for the progress. Downloaded packages stay in the cache."""
-        archives = cache / f"archives-{self._release.suite}"
-        archives.mkdir(parents=True, exist_ok=True, mode=0o755)
-        files = Path(str(resources.files(__package__))) / "files/debian"
-        log = work / "mmdebstrap.log"
-        watch = asyncio.create_task(_watch(log, progress))
-        try:
-            with log.open("wb") as output:
-                await run(
-                    self._command(files),
-                    env=self._environment(root, work, archives, files),
-                    timeout=_BUILD,
-                    output=output,
-                )
-        except Broken as error:
-            said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("E:")]
-            reason = said[0].removeprefix("E: ") if said else error.message
-            raise Broken(
-                f"{self._release.name} could not be built: {reason[:300]}", hint=f"is {_MIRROR} reachable?"
-            ) from error
-        finally:
-            watch.cancel()
-            await asyncio.wait({watch})
 
-    def _environment(self, root: Path, work: Path, archives: Path, files: Path) -> dict[str, str]:
-        """What the two hooks beside files/debian/root are told."""
-        return {
-            "TMPDIR": str(work),
-            "ATOLL_ARCHIVES": str(archives),
-            "ATOLL_BOOT": str(work / "boot"),
-            "ATOLL_FS": f"-L {LABEL} -U {_ids(self._release.name).root}",
-            "ATOLL_IMAGE": str(root),
-            "ATOLL_OVERLAY": str(files / "root"),
-            "ATOLL_SIZE": f"{bootdisk.root_size(DISK) // 1024}k",
-        }
+def folder() -> Path:
+    """files/debian: what comes over the packages' files."""
+    return Path(str(resources.files(__package__))) / "files/debian"
 
-    def _command(self, files: Path) -> list[str]:
-        suite = self._release.suite
-        sources = [
+
+def _debian(release: Release) -> bootstrap.System:
+    suite, files = release.suite, folder()
+    return bootstrap.System(
+        name=release.name,
+        suite=suite,
+        sources=(
             f"deb {_MIRROR} {suite} main",
             f"deb {_MIRROR} {suite}-updates main",
             f"deb {_SECURITY} {suite}-security main",
-        ]
-        without = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in UNWANTED]
-        without += ["--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/*/copyright"]
-        return [
-            *("mmdebstrap", "--mode=root", "--variant=minbase", "--format=null", "--skip=essential/unlink"),
-            *('--aptopt=APT::Install-Recommends "false"', "--dpkgopt=force-unsafe-io", *without),
-            f"--include={','.join(PACKAGES)}",
-            *(f"--setup-hook={files}/prepare", f"--customize-hook={files}/customize"),
-            *(suite, "/dev/null", *sources),
-        ]
-
-
-async def _watch(log: Path, progress: Progress) -> None:
-    told = 0
-    while True:
-        text = await asyncio.to_thread(_text, log)
-        for mark, words, percent in _STAGES:
-            if percent > told and mark in text:
-                told = percent
-                progress(words, percent)
-        await asyncio.sleep(_POLL)
-
-
-def _text(log: Path) -> str:
-    return log.read_text(errors="replace") if log.exists() else ""
+        ),
+        packages=PACKAGES,
+        overlays=(files / "root", *([files / release.extra] if release.extra else [])),
+        script=files / "customize",
+    )
 
 
 def _ids(name: str) -> bootdisk.Ids:
@@ -180,10 +127,19 @@ def _ids(name: str) -> bootdisk.Ids:
     return bootdisk.Ids(**drawn, volume=hashlib.sha256(name.encode()).hexdigest()[:8])
 
 
-def _kernel(boot: Path, busybox: Path, out: Path) -> str:
+async def _kernel(tree: Path, busybox: Path, out: Path) -> str:
     """Write `kernel` and `initrd` for direct boot; return the kernel's release."""
-    (folder,) = (boot / "modules").iterdir()
-    (out / "kernel").write_bytes(kernel.direct((boot / "vmlinuz").read_bytes()))
+    folders = sorted((tree / "usr/lib/modules").iterdir())
+    if not folders:
+        raise Broken("the packages hold no kernel")
+    packed = [str(path) for path in folders[-1].rglob("*.ko.zst")]
+    if packed:  # as Ubuntu has them
+        await run(["zstd", "-q", "-d", "--rm", *packed], timeout=_PACK)
+    return await asyncio.to_thread(_initrd, tree / "boot", folders[-1], busybox, out)
+
+
+def _initrd(boot: Path, folder: Path, busybox: Path, out: Path) -> str:
+    (out / "kernel").write_bytes(kernel.direct((boot / f"vmlinuz-{folder.name}").read_bytes()))
     paths = {path: path.relative_to(folder).as_posix() for path in sorted(_modules(folder))}
     modules = dict(kernel.module(name, _plain(path)) for path, name in paths.items())
     names = [name for name in EARLY if name in modules]
@@ -222,5 +178,7 @@ def _busybox(package: Path) -> bytes:
     raise Broken("busybox-static holds no busybox")
 
 
-RELEASES = (Release("debian/12", "bookworm"), Release("debian/13", "trixie"))
-RECIPES: Mapping[str, Recipe] = {release.name: _Debian(release) for release in RELEASES}
+RELEASES = (Release("debian/12", "bookworm", "bookworm"), Release("debian/13", "trixie"))
+RECIPES: Mapping[str, Recipe] = {
+    release.name: Server(release.name, functools.partial(_debian, release), __doc__ or "") for release in RELEASES
+}

@@ -2,7 +2,14 @@
 
 from collections.abc import Mapping
 
-from atoll.image.recipes import debian, tiny
+from atoll.image.recipes import debian, tiny, ubuntu
 from atoll.image.recipes.recipe import Recipe
 
-RECIPES: Mapping[str, Recipe] = {"tiny": tiny.build, **debian.RECIPES}
+
+def recipes(archive: ubuntu.Archive) -> Mapping[str, Recipe]:
+    """All, with Ubuntu's from that archive."""
+    return {"tiny": tiny.build, **debian.RECIPES, **ubuntu.recipes(archive)}
+
+
+RECIPES: Mapping[str, Recipe] = recipes(ubuntu.Archive())
+"""As they are without settings."""

@@ -69,9 +69,13 @@ async def build(out: Path, cache: Path, progress: Progress, *, refresh: bool = F
         await run(
             ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(out / "disk.qcow2")], timeout=300
         )
+        progress("packing the tree", 95)
+        archive, rootfs = work / "rootfs.tar", out / "rootfs.tar.zst"
+        await asyncio.to_thread(root.pack, archive, _TIME)
+        await run(["zstd", "-q", "-3", str(archive), "-o", str(rootfs)], timeout=300)
     progress("built", 100)
     return Built(
-        files={"kernel": out / "kernel", "initrd": out / "initrd", "disk": out / "disk.qcow2"},
+        files={"kernel": out / "kernel", "initrd": out / "initrd", "disk": out / "disk.qcow2", "rootfs": rootfs},
         cmdline=CMDLINE,
         disk_size=DISK,
         agent=True,

@@ -56,6 +56,14 @@ class NamedArgs(msgspec.Struct, frozen=True, kw_only=True):
     name: str
 
 
+class InsertArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """`image`: the name or digest of one that is a disc."""
+
+    project: str
+    name: str
+    image: Annotated[str, Meta(min_length=1, max_length=255)]
+
+
 class StopArgs(msgspec.Struct, frozen=True, kw_only=True):
     """stop, restart. `keep_wanted`: the host goes down, the instance is still wanted on."""
 

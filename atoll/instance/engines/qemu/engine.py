@@ -19,8 +19,8 @@ from atoll.instance.engine import EngineTraits, Furnish, GuestEvent, Observed, O
 from atoll.instance.engines.qemu import (
     adopt,
     argv,
+    disc,
     exitreason,
-    firmware,
     hotdisk,
     hotplug,
     inside,
@@ -306,9 +306,10 @@ class Qemu:
         return await screen.shot(held.monitor(), held.run.own)
 
     async def eject(self, guest: InstanceId) -> None:
-        held = self._guest(guest)
-        if held.plan.cdrom is not None:
-            await held.monitor().execute("eject", {"id": firmware.CDROM, "force": True})
+        await disc.eject(self._guest(guest))
+
+    async def insert(self, guest: InstanceId, iso: str) -> None:
+        await disc.insert(self._guest(guest), iso)
 
     def place(self, hardware: Hardware) -> int:
         return nics.free_slot(hardware)

@@ -7,7 +7,8 @@ import msgspec
 from atoll.instance.engines.qemu.machine import CDROM_PORT, family
 from atoll.instance.model import BootPlan
 
-CDROM = "cdrom"
+CDROM, ISO = "cdrom", "iso"
+"""Ids of the drive, and of the block node of what is in it."""
 """Id of the CD-ROM drive, and of its tray for QMP."""
 
 
@@ -53,8 +54,8 @@ def media(plan: BootPlan, handed: BootHanded) -> list[str]:
         bus = "ide" if kind == "q35" else "ahci"
         drive = ""
         if plan.cdrom.iso:
-            line += _raw("iso", handed.iso, read_only=True)
-            drive = ",drive=iso"
+            line += _raw(ISO, handed.iso, read_only=True)
+            drive = f",drive={ISO}"
         index = f",bootindex={0 if plan.cdrom.first else 99}" if plan.boot is None else ""
         line += ["-device", f"ide-cd,bus={bus}.{CDROM_PORT},id={CDROM}{drive}{index}"]
     if plan.seed:
@@ -76,7 +77,13 @@ def _seed(kind: str, style: str) -> list[str]:
 
 
 def _raw(node: str, fd: int, *, read_only: bool = False) -> list[str]:
-    """A file as it is. Its descriptor may be read-only, which makes QEMU's auto-read-only fail: it is told."""
-    file = {"driver": "file", "node-name": f"{node}-file", "filename": f"/dev/fdset/{fd}", "read-only": read_only}
-    top = {"driver": "raw", "node-name": node, "file": f"{node}-file", "read-only": read_only}
+    file, top = raw_nodes(node, fd, read_only=read_only)
     return ["-add-fd", f"fd={fd},set={fd}", "-blockdev", json.dumps(file), "-blockdev", json.dumps(top)]
+
+
+def raw_nodes(node: str, fd: int, *, read_only: bool = False) -> tuple[dict[str, object], dict[str, object]]:
+    """A file as it is. Its descriptor may be read-only, which makes QEMU's auto-read-only fail: it is told."""
+    return (
+        {"driver": "file", "node-name": f"{node}-file", "filename": f"/dev/fdset/{fd}", "read-only": read_only},
+        {"driver": "raw", "node-name": node, "file": f"{node}-file", "read-only": read_only},
+    )
