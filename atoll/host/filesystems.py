@@ -47,7 +47,7 @@ async def make_subvolume(path: Path) -> None:
 async def snapshot(tree: Path, target: Path) -> bool:
     """Make `target`, which is new, a writable snapshot of the subvolume `tree`. False where it is none, or on
     another file system: `target` is not there then. Raises Lacking, Unreachable."""
-    if (await magic(tree)) != BTRFS or not await files.in_thread(_is_subvolume, tree):
+    if not await files.in_thread(_is_subvolume, tree) or await magic(tree) != BTRFS:
         return False
     argv = ("btrfs", "subvolume", "snapshot", str(tree), str(target))
     return (await run(argv, timeout=60, check=False)).code == 0
@@ -61,5 +61,15 @@ async def bound_subvolume(path: Path, size: int) -> bool:
     return (await run(argv, timeout=60, check=False)).code == 0
 
 
+async def exclusive(path: Path) -> int | None:
+    """Bytes that only this subvolume holds; None where it is none, or they cannot be told."""
+    if not await files.in_thread(_is_subvolume, path):
+        return None
+    argv = ("btrfs", "filesystem", "du", "-s", "--raw", str(path))
+    ran = await run(argv, timeout=600, check=False)
+    told = ran.text.splitlines()[-1].split() if ran.code == 0 else []
+    return int(told[1]) if len(told) > 1 and told[1].isdigit() else None
+
+
 def _is_subvolume(path: Path) -> bool:
-    return path.stat().st_ino == _SUBVOLUME
+    return path.exists() and path.stat().st_ino == _SUBVOLUME

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from atoll.base.errors import Absent, Broken, Invalid
 from atoll.base.ids import Bytes
-from atoll.host import files, rootfs
+from atoll.host import files, filesystems, rootfs
 from atoll.host.run import run
 from atoll.storage.model import FOREIGN_BASE, Attachment, Layer, Usage, VolumeSpec
 
@@ -59,6 +59,8 @@ def layers(path: Path) -> Attachment:
 
 async def usage(path: Path) -> Usage:
     """What it takes of the pool: its own files, not what it shares with the tree below. Raises Absent, Broken."""
+    if (own := await filesystems.exclusive(path / UPPER)) is not None:
+        return Usage(Bytes(0), Bytes(own), Bytes(own))
     ran = await run(("du", "-sx", "--block-size=1", "--", str(path / UPPER)), timeout=600, check=False)
     told = ran.text.partition("\t")[0]  # files that vanish meanwhile make it complain, and count nothing
     if not told.isdigit():
