@@ -13,7 +13,7 @@ from atoll.client.wire import (
     VolumeView,
 )
 from atoll.operation.model import Operation
-from atoll.storage.model import Bus, Cache, VolumeFormat
+from atoll.storage.model import Bus, Cache, DiskFormat
 
 Views = list[VolumeView]
 
@@ -60,7 +60,7 @@ class Volumes:
         return await self._transport.request("GET", self._path(name), VolumeView)
 
     async def create(
-        self, name: str, size: Bytes, *, pool: str = "default", format: VolumeFormat = "thin"
+        self, name: str, size: Bytes, *, pool: str = "default", format: DiskFormat = "thin"
     ) -> Operation:
         body = VolumeBody(name=name, size=size, pool=pool, format=format)
         return await self._transport.change("POST", self._path(), Operation, body=body)

@@ -15,7 +15,7 @@ from atoll.network.args import NetworkSpec
 from atoll.network.groups import Group, Rules
 from atoll.network.model import Network, Port
 from atoll.storage.args import PoolPath, VolumeSize
-from atoll.storage.model import Bus, Cache, Capacity, Pool, Usage, Volume, VolumeAttachment, VolumeFormat
+from atoll.storage.model import Bus, Cache, Capacity, DiskFormat, Pool, Usage, Volume, VolumeAttachment
 
 MAX_BODY = 1 << 20
 """Bytes of a JSON body at most."""
@@ -210,7 +210,7 @@ class VolumeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     name: Label
     size: VolumeSize
     pool: Label = "default"
-    format: VolumeFormat = "thin"
+    format: DiskFormat = "thin"
 
 
 class AttachBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

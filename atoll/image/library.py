@@ -99,6 +99,14 @@ class Library:
         kernel, initrd, iso = (paths.get(role, "") for role in ("kernel", "initrd", ISO))
         return Realised(manifest=manifest, base=base, kernel=kernel, initrd=initrd, iso=iso)
 
+    async def rootfs(self, digest: Digest) -> Path:
+        """The root file system of an image, as a tree that nobody writes to: made at its first need, kept once.
+
+        Its files belong to the FOREIGN ids. Raises Absent (no such image, no root file system in it, or its content
+        is not on this host), Lacking (this user may not), Invalid (made to do harm), Exhausted, Broken.
+        """
+        raise NotImplementedError
+
     def recipe(self, name: str) -> Recipe:
         """Raises Absent."""
         if name not in self._recipes:

@@ -14,7 +14,11 @@ class ImageState(StrEnum):
 
 
 class File(msgspec.Struct, frozen=True):
-    """A blob of the content store. `size` in bytes as stored; `virtual_size` of a disk as a guest sees it."""
+    """A blob of the content store. `size` in bytes as stored; `virtual_size` of a disk as a guest sees it, of a
+    root file system all its files together.
+
+    `format`: of a disk raw or qcow2; of a root file system tar, tar.gz, tar.xz, tar.zst or squashfs.
+    """
 
     digest: Digest
     size: Bytes
@@ -25,8 +29,10 @@ class File(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What an image is. Its canonical JSON's sha256 is the image's digest.
 
-    `kind`: "disk", or "iso": a disc to install from, which no instance's disk can be a clone of. `files`: by role:
-    `disk` or `iso`; `kernel` and `initrd` where it boots directly. `firmware`: what its own bootloader needs,
+    `kind`: "disk", "iso": a disc to install from, which no instance's disk can be a clone of, or "rootfs": nothing
+    but a root file system. `files`: by role: `disk` or `iso`; `kernel` and `initrd` where it boots directly;
+    `rootfs` where containers run on it, beside a disk or alone. `system`: what it calls itself ("Debian GNU/Linux
+    12 (bookworm)"). `firmware`: what its own bootloader needs,
     "bios", "uefi" or "any"; "" where it boots directly. `cmdline`: the image's own part of the kernel line.
     `agent`: whether a QEMU guest agent answers in it.
     """
@@ -40,6 +46,17 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     agent: bool = False
     min_memory: Bytes = Bytes(0)
     source: str = ""
+    system: str = ""
+
+
+ROOTFS = "rootfs"
+"""Role of a root file system, and kind of an image that is nothing else."""
+_SERVED = {"disk": "vm", ROOTFS: "container"}
+
+
+def serves(manifest: Manifest) -> tuple[str, ...]:
+    """The kinds of instances that can be made of it, in their names; () of a disc."""
+    return tuple(kind for role, kind in _SERVED.items() if role in manifest.files)
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from atoll.base.ids import Bytes
 from atoll.base.names import LABEL
-from atoll.storage.model import VolumeFormat
+from atoll.storage.model import DiskFormat
 
 Label = Annotated[str, Meta(pattern=LABEL, description="An RFC 1123 label in lower case")]
 VolumeSize = Annotated[Bytes, Meta(ge=1 << 20, le=1 << 60, multiple_of=512, description="bytes, whole sectors")]
@@ -19,7 +19,7 @@ class CreateVolumeArgs(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     size: VolumeSize
     pool: str = "default"
-    format: VolumeFormat = "thin"
+    format: DiskFormat = "thin"
 
 
 class VolumeArgs(msgspec.Struct, frozen=True, kw_only=True):

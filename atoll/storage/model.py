@@ -8,9 +8,15 @@ import msgspec
 from atoll.base.clock import Timestamp
 from atoll.base.ids import Bytes, Digest, HostId, PoolId, VolumeId
 
-VolumeFormat = Literal["thin", "full", "raw"]
+DiskFormat = Literal["thin", "full", "raw"]
 """thin: qcow2, grows as it is written. full: raw with every byte of it taken from the pool at once, never given
 back. raw: raw with holes."""
+VolumeFormat = Literal["thin", "full", "raw", "tree"]
+"""As DiskFormat, or a tree: a directory that is a container's root file system. Its owners are FOREIGN ids."""
+FOREIGN_BASE, FOREIGN_IDS = 0x7FFE0000, 65536
+"""On disk every tree belongs to these ids, whoever runs it: id N inside is FOREIGN_BASE + N. They are systemd's
+"foreign" range, made for this (https://systemd.io/UIDS-GIDS): no host's own ids and no instance's. Who mounts a
+tree maps them to the range of its instance, so that nothing is ever copied or chowned."""
 Bus = Literal["virtio", "scsi", "ahci"]
 Cache = Literal["writeback", "none", "writethrough", "directsync", "unsafe"]
 """As QEMU's cache= (qemu-system-x86_64(1), -drive): whether the host's memory keeps what is read and written, and
@@ -18,7 +24,8 @@ whether a write is on the disk before the guest hears that it is."""
 
 
 class Layer(msgspec.Struct, frozen=True):
-    """One file or device of a disk's backing chain. Who opens it is told the format, never left to guess.
+    """One file, device or tree (format "tree") of a backing chain. Who opens it is told the format, never left to
+    guess.
 
     `discard`: whether what the guest discards is given back to the pool.
     """
@@ -63,11 +70,12 @@ class Capacity(msgspec.Struct, frozen=True):
 
 class PoolTraits(msgspec.Struct, frozen=True):
     """What callers may rely on. Ask this, never the driver's name. `reflinks`: a clone of a file on the pool's own
-    file system stands on nothing: it is a copy that shares its blocks."""
+    file system stands on nothing: it is a copy that shares its blocks. `trees`: volumes may be trees."""
 
     shared: bool = False
     clones: bool = False
     reflinks: bool = False
+    trees: bool = False
 
 
 class Life(StrEnum):
