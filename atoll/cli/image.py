@@ -24,12 +24,21 @@ image = group(
 
 
 def stored(found: "Image") -> int:
-    return sum(file.size for file in found.manifest.files.values())
+    """Bytes on the disk: of its files, and of the tree that a root file system is unpacked to."""
+    rootfs = found.manifest.files.get("rootfs")
+    return sum(file.size for file in found.manifest.files.values()) + (rootfs.virtual_size if rootfs else 0)
 
 
 def virtual(found: "Image") -> str:
     disk = found.manifest.files.get("disk")
     return show_size(disk.virtual_size) if disk and disk.virtual_size else found.manifest.kind
+
+
+def kinds(found: "Image") -> str:
+    """What can be made of it."""
+    from atoll.client import serves
+
+    return ", ".join(serves(found.manifest)) or "no instance: it is a disc"
 
 
 COLUMNS = [
@@ -38,6 +47,7 @@ COLUMNS = [
     Column("ARCH", lambda found: found.manifest.arch),
     Column("SIZE", lambda found: show_size(stored(found)), right=True),
     Column("DISK", virtual, right=True),
+    Column("FOR", lambda found: kinds(found).partition(":")[0]),
     Column("AGENT", lambda found: "yes" if found.manifest.agent else "no"),
     Column("DIGEST", lambda found: found.digest[7:19]),
     Column("AGE", lambda found: output.age(found.created)),
@@ -75,6 +85,8 @@ def sections(found: "Image") -> list[Section]:
         ("state", str(found.state)),
         ("arch", manifest.arch),
         ("kind", manifest.kind),
+        ("for", kinds(found)),
+        ("system", manifest.system),
         ("machine", manifest.machine),
         ("firmware", manifest.firmware or "direct boot" if manifest.kind == "disk" else ""),
         ("agent", "yes" if manifest.agent else "no"),

@@ -34,6 +34,7 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
         "atoll image import ./debian-12-generic-amd64.qcow2 --name debian",
         "atoll image import https://example.org/disk.qcow2 --name disk --sha256 HASH",
         "atoll image import ./install.iso --name installer",
+        "atoll image import ./alpine-minirootfs.tar.gz --name alpine",
         "zcat disk.raw.gz | atoll image import - --name disk --format raw",
     ],
 )
@@ -41,9 +42,11 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 @click.option("--name", required=True, help="Name of the image.")
 @click.option("--sha256", default="", metavar="HASH", help="What the file must have: 64 hexadecimal digits.")
 @click.option(
-    "--format", type=click.Choice(["qcow2", "raw", "iso"]), help="What it is said to be (as it is found to be)."
+    "--format",
+    type=click.Choice(["qcow2", "raw", "iso", "rootfs"]),
+    help="What it is said to be (as it is found to be).",
 )
-@click.option("--arch", default="x86_64", show_default=True, help="Of the machine that it is for.")
+@click.option("--arch", default="", help="Of the machine that it is for (as its programs say, or x86_64).")
 @click.option("--agent", is_flag=True, help="A QEMU guest agent answers in it.")
 @click.option("--replace", is_flag=True, help="Take the name over; who uses the old image keeps it.")
 @click.option("--no-wait", is_flag=True, help="Return once the daemon has accepted.")
@@ -59,11 +62,13 @@ def import_(
     replace: bool,
     no_wait: bool,
 ) -> None:
-    """Bring an image: a disk in qcow2 or raw, or an ISO to install from, maybe compressed (.gz, .xz, .zst).
+    """Bring an image: a disk in qcow2 or raw, an ISO to install from, or a root file system for containers as tar
+    or squashfs; maybe compressed (.gz, .xz, .zst).
 
     A file (`-`: standard input) is sent to the daemon; a URL is fetched by the daemon itself, which goes on where
     it was when a connection or the daemon breaks. Either is looked at before anything opens it: what names other
-    files, is another format than was said, or is damaged, is refused.
+    files, is another format than was said, or is damaged, is refused. A root file system is unpacked in a cell: one
+    with paths that lead out of it, with devices, or with no program for anybody, is refused.
     """
     settings = ctx.ensure_object(Settings)
     check_label(name, what="image's name", field="--name")
@@ -156,7 +161,9 @@ class _Moved:
 @click.argument("name", shell_complete=images)
 @click.argument("file")
 @click.option(
-    "--role", type=click.Choice(["disk", "iso", "kernel", "initrd"]), help="Which of its files (disk, or iso)."
+    "--role",
+    type=click.Choice(["disk", "iso", "rootfs", "kernel", "initrd"]),
+    help="Which of its files (disk, iso or rootfs).",
 )
 @click.pass_context
 def export(ctx: click.Context, name: str, file: str, role: str | None) -> None:

@@ -17,7 +17,7 @@ from atoll.client.wire import (
     Token,
     VolumeView,
 )
-from atoll.image.model import Image
+from atoll.image.model import Image, serves
 from atoll.instance.book import InstanceView
 from atoll.instance.cloudstate import CloudState
 from atoll.instance.engine import Outcome, Stats
@@ -67,4 +67,5 @@ __all__ = [
     "Token",
     "Volume",
     "VolumeView",
+    "serves",
 ]

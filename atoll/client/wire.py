@@ -77,7 +77,7 @@ class ImportBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     url: Annotated[str, Meta(min_length=1, max_length=4096)]
     sha256: Sha256 = ""
     format: Format = ""
-    arch: Arch = "x86_64"
+    arch: Arch = ""
     agent: bool = False
     replace: bool = False
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -79,14 +79,18 @@ def lent(path: Path, uid: int, *, write: bool = False) -> Iterator[int]:
         os.close(fd)
 
 
-async def piped(argv: Sequence[str], source: int, *, bounds: Bounds, timeout: float) -> AsyncIterator[bytes]:
+async def command(argv: Sequence[str], *, uid: int = 0, bounds: Bounds = LOOK) -> tuple[str, ...]:
+    """The whole command line that runs a program in a cell, for who starts it otherwise. Raises Lacking."""
+    return (*await _cell(uid or new_uid(), bounds), str(find(argv[0])), *argv[1:])
+
+
+async def piped(argv: Sequence[str], source: int, *, bounds: Bounds, timeout: float) -> AsyncGenerator[bytes, None]:
     """What a program in a cell prints that reads the open file `source`, chunk by chunk.
 
     Raises Broken where it fails, TimeoutError at the deadline. Leaving the iteration early ends the program.
     """
-    command = (*await _cell(new_uid(), bounds), str(find(argv[0])), *argv[1:])
     process = await asyncio.create_subprocess_exec(
-        *command,
+        *await command(argv, bounds=bounds),
         stdin=source,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

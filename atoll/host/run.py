@@ -56,6 +56,7 @@ PACKAGES: dict[str, str] = {
     "resize2fs": "e2fsprogs",
     "setpriv": "util-linux",
     "sfdisk": "fdisk",
+    "sqfs2tar": "squashfs-tools-ng",
     "ssh": "openssh-client",
     "stat": "coreutils",
     "swtpm": "swtpm",

@@ -8,26 +8,28 @@ from msgspec import Meta
 
 from atoll.base.errors import Invalid
 from atoll.base.ids import Digest
-from atoll.host import files
+from atoll.host import files, rootfs
 from atoll.host.inspector.inspect import Facts, inspect, packing
 from atoll.host.outward import Networks
 from atoll.image.fetch import Fetch
 from atoll.image.library import Library
-from atoll.image.model import Image
+from atoll.image.model import ROOTFS, Image
 from atoll.image.staging import Staging
 from atoll.operation.runner import RunningWork
 from atoll.operation.verb import Recovery, Undoer, UndoStep
 
 Sha256 = Annotated[str, Meta(pattern="^([0-9a-fA-F]{64})?$")]
-Format = Annotated[str, Meta(pattern="^(qcow2|raw|iso)?$")]
-Arch = Annotated[str, Meta(pattern="^[a-z0-9_]{1,16}$")]
+Format = Annotated[str, Meta(pattern="^(qcow2|raw|iso|rootfs)?$")]
+Arch = Annotated[str, Meta(pattern="^[a-z0-9_]{0,16}$")]
+USUAL = "x86_64"
 
 
 class ImportArgs(msgspec.Struct, frozen=True, kw_only=True):
     """From `url`, or the file that was sent as `upload`, whose content has the digest `sent`.
 
     `sha256`: what the file must have, as it comes ("": not told). `format`: "": as it is found to be. `replace`: it
-    may take a name that there is; whoever uses the image of that name until now keeps it.
+    may take a name that there is; whoever uses the image of that name until now keeps it. `arch`: "": a root file
+    system's as its programs say, a disk's x86_64.
     """
 
     project: str
@@ -37,7 +39,7 @@ class ImportArgs(msgspec.Struct, frozen=True, kw_only=True):
     sent: str = ""
     sha256: Sha256 = ""
     format: Format = ""
-    arch: Arch = "x86_64"
+    arch: Arch = ""
     agent: bool = False
     replace: bool = False
 
@@ -69,13 +71,17 @@ class ImportImage:
             digest = await self._fetch(work, args)
             _check(args.sha256, digest)
             await work.step("inspect", percent=90)
+        if format := await self._rootfs(work, args):
+            return await self._ended(work, await self._keep_rootfs(work, args, format))
         if work.resumed != "keep":
             digest = await self._unpacked(work, digest)
         facts = await files.in_thread(_look, staging, work.id, args.format)
         if work.resumed != "keep":
             await work.step("keep", percent=95)
-        image = await self._keep(work, args, facts, digest)
-        await staging.clear(work.id)
+        return await self._ended(work, await self._keep(work, args, facts, digest))
+
+    async def _ended(self, work: RunningWork, image: Image) -> dict[str, str]:
+        await self._library.staging.clear(work.id)
         await self._kept()
         return self._done(work, image)
 
@@ -107,6 +113,34 @@ class ImportImage:
         part.rename(whole)
         return sink.digest
 
+    async def _rootfs(self, work: RunningWork, args: ImportArgs) -> str:
+        """Its format where it is a root file system, else "". Raises Invalid where it was said to be one."""
+        if args.format not in ("", ROOTFS):
+            return ""
+        format = await rootfs.format_of(self._library.staging.whole(work.id))
+        if args.format and not format:
+            raise Invalid(
+                "it was said to be a root file system, and is neither a tar archive nor a squashfs",
+                hint="leave --format out, and it is looked at",
+                field="file",
+            )
+        return format
+
+    async def _keep_rootfs(self, work: RunningWork, args: ImportArgs, format: str) -> Image:
+        """Its tree is made at once: what cannot be one is no image."""
+        library, path = self._library, self._library.staging.whole(work.id)
+        work.tell(90, f"unpacking a {format}")
+        fresh = await library.trees.make(path, format)
+        try:
+            arch = _arch(args.arch, fresh.facts.arch)
+            if work.resumed != "keep":
+                await work.step("keep", percent=95)
+            return await library.add_rootfs(
+                args.project, args.name, path, fresh, format, arch=arch, replace=args.replace
+            )
+        finally:
+            await library.trees.drop(fresh)
+
     async def _unpacked(self, work: RunningWork, digest: str) -> str:
         """The digest of the image itself, "" where it is not known."""
         staging = self._library.staging
@@ -124,7 +158,7 @@ class ImportImage:
             self._library.staging.ready(work.id),
             facts,
             digest=Digest(digest) if digest else None,
-            arch=args.arch,
+            arch=args.arch or USUAL,
             agent=args.agent,
             replace=args.replace,
         )
@@ -142,6 +176,15 @@ class _Progress:
         if percent != self._last:
             self._last = percent or 0
             self._work.tell(percent, f"fetching from {self.host}")
+
+
+def _arch(said: str, found: str) -> str:
+    """Raises Invalid where most of its programs are of another machine than was said."""
+    if said and found and said != found:
+        raise Invalid(
+            f"it was said to be for {said}, and its programs are for {found}", hint="leave --arch out", field="arch"
+        )
+    return said or found or USUAL
 
 
 def _check(wanted: str, digest: str) -> None:

@@ -15,17 +15,18 @@ import msgspec
 from atoll.base.errors import Absent, AtollError, Invalid
 from atoll.base.ids import Bytes, Digest
 from atoll.base.names import check_label, did_you_mean
-from atoll.host import disks, files, memory
+from atoll.host import disks, files, memory, rootfs
 from atoll.host.inspector.inspect import Facts, inspect
 from atoll.image.blobs import Blobs
 from atoll.image.book import ImageBook, taken
-from atoll.image.model import File, Image, Manifest
+from atoll.image.model import ROOTFS, File, Image, Manifest
 from atoll.image.recipes.recipe import Built, Progress, Recipe
 from atoll.image.staging import MAX_SIZE, Staging, Upload
 from atoll.storage.model import Layer
+from atoll.storage.trees import Fresh, Trees
 
 FORMATS = frozenset({"raw", "qcow2"})
-ROLES = frozenset({"disk", "kernel", "initrd", "iso"})
+ROLES = frozenset({"disk", "kernel", "initrd", "iso", ROOTFS})
 ISO = "iso"
 """Kind of an image that is a disc, and the role of its one file."""
 
@@ -61,12 +62,14 @@ class Library:
         self._root, self._cache, self._recipes = root.absolute(), cache.absolute(), recipes
         self._builds = self._root / "builds"
         self.staging = Staging(self._root / "incoming", largest)
+        self.trees = Trees(self._root / "trees", largest=largest)
         self._releasing = asyncio.Lock()
         """Held from reading which blobs records name to removing the others; nothing is released meanwhile."""
 
     async def open(self) -> None:
         """Make it ready and bring to an end what a crash left; call once, before any operation resumes."""
         await self.blobs.open()
+        await self.trees.open()
         with files.translated(f"clear {self._builds}"):
             await files.in_thread(_remove_tree, self._builds)
             self.staging.open()
@@ -105,7 +108,16 @@ class Library:
         Its files belong to the FOREIGN ids. Raises Absent (no such image, no root file system in it, or its content
         is not on this host), Lacking (this user may not), Invalid (made to do harm), Exhausted, Broken.
         """
-        raise NotImplementedError
+        file = (await self.book.manifest(digest)).files.get(ROOTFS)
+        if file is None:
+            raise Absent(
+                f"image {digest} has no root file system",
+                hint="containers need one: atoll image list tells which images serve them",
+                field="spec.image",
+            )
+        if not self.blobs.present(file.digest):
+            raise Absent(f"the content of image {digest} is not on this host", hint="build the image again")
+        return await self.trees.lower(file.digest, self.blobs.path(file.digest), file.format)
 
     def recipe(self, name: str) -> Recipe:
         """Raises Absent."""
@@ -141,9 +153,9 @@ class Library:
         had been taken in is removed again then.
         """
         check_label(name)
-        if not built.files.keys() & {"disk", "iso"} or built.files.keys() - ROLES:
+        if not built.files.keys() & {"disk", ISO, ROOTFS} or built.files.keys() - ROLES:
             given = ", ".join(sorted(built.files))
-            raise Invalid(f"an image has a disk or an ISO, and may have kernel and initrd, not {given}")
+            raise Invalid(f"an image has a disk, an ISO or a root file system, not {given}")
         kept: dict[str, File] = {}
         try:
             for role, path in sorted(built.files.items()):
@@ -151,6 +163,7 @@ class Library:
             manifest = Manifest(
                 arch=built.arch,
                 files=kept,
+                kind=ROOTFS if kept.keys() == {ROOTFS} else "disk",
                 cmdline=built.cmdline,
                 agent=built.agent,
                 min_memory=built.min_memory,
@@ -202,11 +215,29 @@ class Library:
         await self._release(kept)
         return image
 
+    async def add_rootfs(
+        self, project: str, name: str, path: Path, fresh: Fresh, format: str, *, arch: str, replace: bool
+    ) -> Image:
+        """Take in a root file system, a file of our own tree of which `fresh` was made, and give the image its
+        name. Raises as `add_imported`."""
+        kept: dict[str, File] = {}
+        try:
+            file = await self.blobs.add(path, ours=True)
+            kept[ROOTFS] = msgspec.structs.replace(file, format=format, virtual_size=Bytes(fresh.facts.bytes))
+            await self.trees.keep(fresh, file.digest)
+            manifest = Manifest(arch=arch, files=kept, kind=ROOTFS, source="import", system=fresh.facts.system)
+            image = await self.book.record(project, name, manifest, replace=replace)
+        except BaseException:
+            await self._give_up(kept)
+            raise
+        await self._release(kept)
+        return image
+
     async def content(self, project: str, ref: str, role: str = "") -> tuple[File, AsyncIterator[bytes]]:
-        """A file of an image, "" for its disk or disc, and its bytes. It is read whole also where the image is
-        removed meanwhile. Raises Absent."""
+        """A file of an image, "" for its disk, disc or root file system, and its bytes. It is read whole also where
+        the image is removed meanwhile. Raises Absent."""
         image = await self.get(project, ref)
-        role = role or ("disk" if "disk" in image.manifest.files else ISO)
+        role = role or next((role for role in ("disk", ISO) if role in image.manifest.files), ROOTFS)
         if role not in image.manifest.files:
             raise Absent(
                 f"image {image.name} has no {role}",
@@ -243,7 +274,9 @@ class Library:
             gone = tuple(digest for digest in here if digest not in needed and not self.blobs.held(digest))
             for digest in gone:  # nothing is awaited between the check and the removal
                 self.blobs.remove(digest)
-        return Pruned(tuple(manifests), gone, Bytes(sum(here[digest] for digest in gone)))
+            trees = [digest for digest in await self.trees.usage() if not self.blobs.present(digest)]
+        freed = sum(here[digest] for digest in gone) + await self.trees.prune(trees)
+        return Pruned(tuple(manifests), gone, Bytes(freed))
 
     async def verify(self, digest: Digest) -> None:
         """Read an image's content again. Raises Absent, Broken (the message names the damaged blob)."""
@@ -252,6 +285,8 @@ class Library:
 
     async def _take_in(self, role: str, path: Path, built: Built) -> File:
         format = built.disk_format if role == "disk" else "raw"
+        if role == ROOTFS and not (format := await rootfs.format_of(path)):
+            raise Invalid("the root file system of a build is a tar archive or a squashfs")
         virtual = await self._checked_disk(path, format) if role == "disk" else Bytes(0)
         file = await self.blobs.add(path, ours=path.is_relative_to(self._root))
         return msgspec.structs.replace(file, format=format, virtual_size=virtual)

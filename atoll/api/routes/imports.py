@@ -28,15 +28,15 @@ class SendQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     sha256: Sha256 = ""
     format: Format = ""
-    arch: Arch = "x86_64"
+    arch: Arch = ""
     agent: bool = False
     replace: bool = False
 
 
 class ContentQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`role`: which of its files; none: its disk, or its disc."""
+    """`role`: which of its files; none: its disk, disc or root file system."""
 
-    role: Annotated[str, Meta(pattern="^(disk|kernel|initrd|iso)?$")] = ""
+    role: Annotated[str, Meta(pattern="^(disk|kernel|initrd|iso|rootfs)?$")] = ""
 
 
 @routes.add("POST", IMAGE + "/import", action="image.import", answer=Operation, status=202)
@@ -50,7 +50,8 @@ async def import_url(call: Call, body: ImportBody) -> Reply:
 
 @routes.add("PUT", IMAGE + "/content", action="image.send", answer=Operation, status=202, takes=BYTES)
 async def send(call: Call, query: SendQuery) -> Reply:
-    """Import the image that the body is: qcow2, raw or ISO, maybe compressed by gzip, xz or zstd."""
+    """Import the image that the body is: qcow2, raw, ISO, or a root file system as tar or squashfs; maybe
+    compressed by gzip, xz or zstd."""
     by, images = call.by, call.services.images
     await images.check_free(call.project, call.name, replace=query.replace)  # before gigabytes are sent
     upload = await images.receive(_patient(call), _length(call))
