@@ -30,6 +30,13 @@ def tap_name(tag: str, port: PortId, attempt: int = 0) -> str:
     return f"at{tag}{base64.b32encode(digest).decode().lower()[:7]}"
 
 
+def peer_name(tag: str, port: PortId, attempt: int = 0) -> str:
+    """The end of a veth pair that a guest will take in; the other is named as a tap is. Two ports may hash alike
+    (one pair in 33 million): whoever makes it tries the next attempt."""
+    digest = hashlib.sha256(f"{port}/peer/{attempt}".encode()).digest()
+    return f"at{tag}-v{base64.b32encode(digest).decode().lower()[:5]}"
+
+
 def is_tap(tag: str, name: str) -> bool:
     return name.startswith(f"at{tag}") and not name.startswith(f"at{tag}-")
 
