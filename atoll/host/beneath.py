@@ -11,7 +11,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def opened(root: int, path: str, flags: int, mode: int = 0) -> int:
     """Open `path` as a process would for which the directory `root` is /. Raises OSError."""
-    how = ctypes.create_string_buffer(struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, _IN_ROOT | _NO_MAGIC_LINKS), 24)
+    how = ctypes.create_string_buffer(
+        struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, _IN_ROOT | _NO_MAGIC_LINKS), 24
+    )
     name = os.fsencode(path.lstrip("/")) or b"."
     found = int(_libc.syscall(ctypes.c_long(_OPENAT2), root, name, how, ctypes.c_size_t(24)))
     if found < 0:

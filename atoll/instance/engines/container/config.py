@@ -104,7 +104,9 @@ def _mounts(plan: ContainerPlan) -> list[Line]:
             ("lxc.mount.entry", "/dev/fuse dev/fuse none bind,create=file,optional 0 0"),
         ]
     masks = [("lxc.mount.entry", f"/dev/null {path} none bind,ro,optional 0 0") for path in MASKED]
-    hidden = [("lxc.mount.entry", f"tmpfs {path} tmpfs ro,nosuid,nodev,noexec,size=4k,optional 0 0") for path in HIDDEN]
+    hidden = [
+        ("lxc.mount.entry", f"tmpfs {path} tmpfs ro,nosuid,nodev,noexec,size=4k,optional 0 0") for path in HIDDEN
+    ]
     return [("lxc.mount.auto", "proc:mixed sys:mixed cgroup:mixed"), *masks, *hidden]
 
 

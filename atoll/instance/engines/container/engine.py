@@ -124,7 +124,9 @@ class Containers:
         own = os.uname().machine
         if want.arch != own:
             raise Lacking(
-                f"this host runs {own}, the image is for {want.arch}", hint="a VM of it can be emulated", field="image"
+                f"this host runs {own}, the image is for {want.arch}",
+                hint="a VM of it can be emulated",
+                field="image",
             )
         count = len(os.sched_getaffinity(0))
         if want.cpus > count:

@@ -268,7 +268,9 @@ class Groups:
             used = self._read(name, "memory", "memory.usage_in_bytes")
             return max(0, used - self._line(name, "memory", "memory.stat", "total_inactive_file"))
         return max(
-            0, self._read(name, "memory", "memory.current") - self._line(name, "memory", "memory.stat", "inactive_file")
+            0,
+            self._read(name, "memory", "memory.current")
+            - self._line(name, "memory", "memory.stat", "inactive_file"),
         )
 
     def oom_kills(self, name: str) -> int:
@@ -351,7 +353,6 @@ def _asked(setting: Setting, limit: Limit) -> bool:
         "cpu.weight": asked.cpu_weight,
     }
     return wishes.get(setting[1], True) is not None
-
 
 
 def _sums(text: str) -> dict[str, int]:

@@ -24,7 +24,12 @@ log = logging.getLogger(__name__)
 
 _KILL_IN, _FREEZE_IN = 15.0, 10.0
 _MONITOR_IN = 3.0  # seconds from the end of the last process to the end of the monitor
-HALT = {"systemd": signal.SIGRTMIN + 3, "busybox": signal.SIGUSR2, "init": signal.SIGPWR, "openrc-init": signal.SIGINT}
+HALT = {
+    "systemd": signal.SIGRTMIN + 3,
+    "busybox": signal.SIGUSR2,
+    "init": signal.SIGPWR,
+    "openrc-init": signal.SIGINT,
+}
 """What asks a first program to shut its system down; any other gets SIGTERM, as a program would."""
 
 

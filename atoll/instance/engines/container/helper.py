@@ -205,7 +205,7 @@ def child(order: Order, report: int) -> None:
         ACTS[type(order)](order)
         os._exit(0)
     except AtollError as error:
-        said = {"code": error.code, "message": error.message, "hint": error.hint}
+        said: dict[str, object] = {"code": error.code, "message": error.message, "hint": error.hint}
     except OSError as error:
         said = {"errno": error.errno, "message": f"{error.filename or ''}: {error.strerror}".lstrip(": ")}
     except BaseException as error:

@@ -239,5 +239,3 @@ async def within(timeout: float | None, work: Awaitable[T], what: str) -> T:
             return await work
     except TimeoutError as error:
         raise Unreachable(f"{what} did not end within {timeout:g} s", hint="it was ended") from error
-
-

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from atoll.base.clock import monotonic
 from atoll.base.errors import Invalid, Unreachable
@@ -57,9 +57,7 @@ def device_of(path: Path) -> str:
 def configure(plan: BootPlan, run: RunDir, groups: Groups, chosen: tuple[int, ...]) -> None:
     """Write what liblxc reads."""
     assert plan.container is not None
-    place = Place(
-        root=Path(ROOT), console=run.console, up=run.up, seccomp=run.seccomp, apparmor=_has_apparmor()
-    )
+    place = Place(root=Path(ROOT), console=run.console, up=run.up, seccomp=run.seccomp, apparmor=_has_apparmor())
     own = [*groups.lines(run.name), *groups.config(limit(plan, chosen))]
     with translated("write a container's configuration"):
         run.seccomp.write_text(config.seccomp(nesting=plan.container.spec.nesting))
@@ -70,7 +68,15 @@ def order(plan: BootPlan, run: RunDir, groups: Groups) -> Start:
     assert plan.container is not None
     layers = [layer.uri.removeprefix("file://") for layer in plan.disks[0].attachment.layers]
     extents = config.extents(plan.container)
-    scope = ["/usr/bin/systemd-run", "--scope", "--quiet", f"--unit={groups.unit(run.name)}", "-p", "Delegate=yes", "--"]
+    scope = [
+        "/usr/bin/systemd-run",
+        "--scope",
+        "--quiet",
+        f"--unit={groups.unit(run.name)}",
+        "-p",
+        "Delegate=yes",
+        "--",
+    ]
     return Start(
         root=Root(at=str(run.mounts), volume=layers[0], lowers=tuple(layers[1:]), extents=extents),
         binds=tuple(bind(mount, plan.container.ids) for mount in plan.container.spec.mounts),
@@ -130,8 +136,9 @@ class Up:
         loop.add_reader(self._fd, told.set)
         gone, until = monitor.watch(), monotonic() + UP_IN
         heard = asyncio.ensure_future(told.wait())
+        ends: set[asyncio.Future[Any]] = {gone, heard}
         try:
-            await asyncio.wait({gone, heard}, timeout=UP_IN, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(ends, timeout=UP_IN, return_when=asyncio.FIRST_COMPLETED)
         finally:
             heard.cancel()
             loop.remove_reader(self._fd)

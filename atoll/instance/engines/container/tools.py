@@ -7,7 +7,11 @@ from atoll.host.run import find
 from atoll.instance.engines.container.rundir import RunDir
 
 ENV = {"PATH": "/usr/sbin:/sbin", "LANG": "C.UTF-8"}
-INSIDE = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
+INSIDE = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+}
 _IN_DIRECTORY = 'cd "$1" && shift && exec "$@"'
 
 

@@ -49,10 +49,12 @@ class Workshop:
         try:
             complaint = await _all_of(heard)
         except BaseException:
-            process and process.close()
+            if process is not None:
+                process.close()
             raise
         if complaint:
-            process and process.close()
+            if process is not None:
+                process.close()
             raise _translated(msgspec.json.decode(complaint))
         return process
 
@@ -60,8 +62,8 @@ class Workshop:
         orders = self._open()
         loop = asyncio.get_running_loop()
         socket.send_fds(orders, [msgspec.json.encode(order)], [report])
-        ready = loop.create_future()
-        loop.add_reader(orders, lambda: ready.done() or ready.set_result(None))
+        ready: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(orders, _settle, ready)
         try:
             async with asyncio.timeout(_ANSWER_IN):
                 await ready
@@ -117,6 +119,11 @@ class Workshop:
                 self._process.kill()
                 self._process.wait()
         self._orders = self._process = None
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 async def _all_of(fd: int) -> bytes:
