@@ -68,7 +68,8 @@ class Images:
     ) -> Operation:
         """Import an image whose bytes are sent; `length`: how many they are."""
         query: dict[str, str | bool | None] = {
-            "sha256": sha256 or None, "format": format or None, "arch": arch or None, "agent": agent, "replace": replace,
+            "sha256": sha256 or None, "format": format or None, "arch": arch or None,
+            "agent": agent, "replace": replace,
         }  # fmt: skip
         headers = {"Content-Type": "application/octet-stream", "Idempotency-Key": new_uuid()}
         if length is not None:
