@@ -91,7 +91,7 @@ class Here:
         if spec.kind is not Kind.CONTAINER:
             return None
         ids = 0 if spec.container.privileged or self.ranges is None else await self.ranges.of(view.id)
-        return ContainerPlan(ids=ids, spec=spec.container, nets=await self.supplies.nets(view))
+        return ContainerPlan(ids=ids, spec=spec.container)
 
     async def admit(self, view: InstanceView, *, memory: Bytes | None = None) -> None:
         """Raises Exhausted where this instance's memory does not fit beside the others'."""

@@ -156,8 +156,8 @@ MountPath = Annotated[str, Meta(pattern=r"^/[^\x00-\x1f]*$", max_length=4096, de
 
 
 class MountSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A directory of the host in a container: the host-administrator right. Its ids are the container's shifted: what
-    root has there, the container's root has."""
+    """A directory of the host in a container: the host-administrator right. Its ids are the container's, shifted:
+    what root has there, the container's root has."""
 
     source: MountPath
     path: MountPath
@@ -247,7 +247,7 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True):
 
     arch: str
     machine: str
-    accel: Literal["kvm", "tcg"]
+    accel: Literal["kvm", "tcg", "none"]
     cpu: str
     max_cpus: int
     max_memory: Bytes
@@ -354,21 +354,11 @@ class NicPlan(msgspec.Struct, frozen=True):
     link: bool = True
 
 
-class NetPlan(msgspec.Struct, frozen=True):
-    """What a container's NIC has from the beginning: addresses with prefix length, gateways of both families, and
-    where names are looked up."""
-
-    addresses: tuple[str, ...] = ()
-    gateways: tuple[str, ...] = ()
-    domain: str = ""
-
-
 class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """`ids`: the first of the host's ids that its own 65536 are; 0: privileged. `nets`: by NIC."""
+    """`ids`: the first of the host's ids that its own 65536 are; 0: privileged."""
 
     ids: int
     spec: ContainerSpec
-    nets: tuple[NetPlan, ...] = ()
 
 
 class BootPlan(msgspec.Struct, frozen=True, kw_only=True):

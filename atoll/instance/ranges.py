@@ -1,8 +1,8 @@
 """A range of ids of its own for each container: what its root and users are on the host. Given out by transaction.
 
 Between 600 and 1879 million, where systemd puts containers (https://systemd.io/UIDS-GIDS): above people, login
-tools and DynamicUser, below the ids of VMs (uids.py) and those of trees on disks. Each Atoll begins elsewhere, by its
-tag; ranges that /etc/subuid or /etc/subgid gives to somebody are left to them.
+tools and DynamicUser, below the ids of VMs (uids.py) and those of trees on disks. Each Atoll begins elsewhere, by
+its tag; ranges that /etc/subuid or /etc/subgid gives to somebody are left to them.
 """
 
 from collections.abc import Iterable

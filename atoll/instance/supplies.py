@@ -5,7 +5,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
 
 from atoll.base import clock
 from atoll.base.errors import Absent, AtollError, Invalid, Refused
@@ -17,12 +16,12 @@ from atoll.instance import kinds, nics
 from atoll.instance.admission import HOLDING
 from atoll.instance.book import InstanceBook, InstanceView
 from atoll.instance.boots import Booting, Boots
-from atoll.instance.model import Disk, DiskPlan, DiskUse, InstanceSpec, Kind, NetPlan, Nic, NicPlan, NicSpec
+from atoll.instance.model import Disk, DiskPlan, DiskUse, InstanceSpec, Kind, Nic, NicPlan, NicSpec
 from atoll.instance.seed import Lan
 from atoll.network.book import NetworkBook
 from atoll.network.enforce import Enforcer
 from atoll.network.groupbook import GroupBook
-from atoll.network.model import Mode, Network, NetworkTraits, Plugged, Port, PortWish
+from atoll.network.model import Network, NetworkTraits, Plugged, Port, PortWish
 from atoll.network.network import NetworkDriver
 from atoll.storage.book import PoolView, StorageBook, VolumeView
 from atoll.storage.model import Layer, Life, Pool, Volume, VolumeAttachment, VolumeSpec
@@ -224,11 +223,6 @@ class Supplies:
         ]
         return await self.boots.prepare(view, lans)
 
-    async def nets(self, view: InstanceView) -> tuple[NetPlan, ...]:
-        """What each of its NICs has from the beginning, for a guest that need not ask."""
-        records = {record.id: record for record in await self.networks.all()}
-        return tuple(net_of(nic, records.get(NetworkId(nic.network))) for nic in view.instance.hardware.nics)
-
     async def plug(self, view: InstanceView, *, owner: int | None) -> tuple[NicPlan, ...]:
         """Every network up, every port ready. May be repeated: it mends what is missing."""
         plans = []
@@ -308,16 +302,6 @@ class Supplies:
     async def _driver(self, network: str) -> NetworkDriver | None:
         record = await self._network(network)
         return await self.realise(record) if record else None
-
-
-def net_of(nic: Nic, network: Network | None) -> NetPlan:
-    """Pure. Networks that plan no addresses tell nothing."""
-    if network is None or not network.subnets or not nic.addresses:
-        return NetPlan()
-    lengths = {ip_network(subnet).version: ip_network(subnet).prefixlen for subnet in network.subnets}
-    given = tuple(f"{each}/{lengths[ip_address(each).version]}" for each in nic.addresses)
-    gateways = tuple(network.gateways) if network.mode is not Mode.ISOLATED else ()
-    return NetPlan(given, gateways, network.domain)
 
 
 def own_disks(view: InstanceView) -> list[Disk]:

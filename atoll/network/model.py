@@ -122,12 +122,16 @@ class Plugged(msgspec.Struct, frozen=True):
     `backend` "tap": open the tap device called `link`. "user": the engine's own user-mode networking,
     with `subnet` as its guest network and `address` for the guest. "macvtap": open the character device of the
     macvtap link called `link`. "veth": move the link called `peer` into the guest; `link` is its other end.
-    `forwards`: what the backend itself must lead to the guest.
+    `addresses` (with prefix length), `gateways`, `domain`: as planned, for a guest that is given them rather than
+    asks. `forwards`: what the backend itself must lead to the guest.
     """
 
     backend: str
     link: str = ""
     peer: str = ""
+    addresses: tuple[str, ...] = ()
+    gateways: tuple[str, ...] = ()
+    domain: str = ""
     subnet: str = ""
     address: str = ""
     mtu: int = 1500

@@ -1,4 +1,5 @@
-"""Ports that are taps, or ends of veth pairs, on a bridge of this host, with their filter and their bandwidth: what drivers share."""
+"""Ports that are taps or veth pairs on a bridge of this host, with their filter and their bandwidth: what drivers
+share."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,7 +67,9 @@ class Taps:
         peer = await self._links.make_veth(
             name, peers=peers, mac=port.mac, bridge=self._bridge, mtu=mtu, alias=alias
         )
-        return Plugged("veth", link=name, peer=peer, mtu=mtu)
+        if not self._pinned:
+            return Plugged("veth", link=name, peer=peer, mtu=mtu)
+        return Plugged("veth", link=name, peer=peer, mtu=mtu, **naming.given(self._record, port))
 
     async def unplug(self, id: PortId) -> None:
         alias, placed = naming.port_alias(self._record.id, id), self._files.get(id)

@@ -17,7 +17,6 @@ from atoll.network.foreign import bridge_firewalls
 from atoll.network.groups import GroupPlan
 from atoll.network.model import Network, NetworkTraits, Plugged, Port
 
-
 _BACKENDS = {"tun": "tap", "veth": "veth", "macvtap": "macvtap"}
 
 

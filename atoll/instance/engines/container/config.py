@@ -14,8 +14,8 @@ DEVICES = (
     "c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 5:0 rwm", "c 5:1 rwm", "c 5:2 rwm", "c 1:8 rwm",
     "c 1:9 rwm", "c 136:* rwm",
 )  # fmt: skip
-"""Those a container may open: null, zero, full, tty, console, ptmx, random, urandom, pts. It may make nodes of others,
-which do nothing."""
+"""Those a container may open: null, zero, full, tty, console, ptmx, random, urandom, pts. It may make nodes of
+others, which do nothing."""
 FUSE = "c 10:229 rwm"
 DROPPED = (
     "audit_control", "block_suspend", "mac_admin", "mac_override", "sys_module", "sys_rawio", "sys_time", "syslog",
@@ -46,9 +46,8 @@ def seccomp(*, nesting: bool) -> str:
     """liblxc's denylist, version 2. What systemd tries and goes without is not there (ENOSYS); the rest may not."""
     kinder = {"add_key", "bpf", "keyctl", "request_key"}
     lines = ["2", "denylist", "reject_force_umount", "[all]"]
-    for name in FORBIDDEN:
-        if not (nesting and name in kinder):
-            lines.append(f"{name} errno {_NO_SUCH_CALL if name in kinder else _NOT_PERMITTED}")
+    named = (name for name in FORBIDDEN if not (nesting and name in kinder))
+    lines += [f"{name} errno {_NO_SUCH_CALL if name in kinder else _NOT_PERMITTED}" for name in named]
     return "\n".join([*lines, ""])
 
 
@@ -130,7 +129,6 @@ def nic_name(slot: int) -> str:
 
 def nics(plan: BootPlan) -> list[Line]:
     """Each is our end of a veth pair, which liblxc moves in. Without one there is the loopback alone."""
-    assert plan.container is not None
     found: list[Line] = [] if plan.nics else [("lxc.net.0.type", "empty")]
     for number, nic in enumerate(plan.nics):
         if nic.plugged.backend != "veth":
@@ -142,9 +140,7 @@ def nics(plan: BootPlan) -> list[Line]:
             (f"{key}.name", nic_name(nic.slot)),
             (f"{key}.flags", "up"),
         ]
-        if number < len(plan.container.nets):
-            net = plan.container.nets[number]
-            found += [(f"{key}.ipv4.address", each) for each in net.addresses if ":" not in each]
-            if number == 0:
-                found += [(f"{key}.ipv4.gateway", each) for each in net.gateways if ":" not in each]
+        found += [(f"{key}.ipv4.address", each) for each in nic.plugged.addresses if ":" not in each]
+        if number == 0:
+            found += [(f"{key}.ipv4.gateway", each) for each in nic.plugged.gateways if ":" not in each]
     return found

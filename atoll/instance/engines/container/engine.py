@@ -119,13 +119,13 @@ class Containers:
     # the contract
 
     async def furnish(self, want: Furnish) -> Hardware:
-        """A container has the host's kernel: no machine type, no firmware. Slot 0 is its root's, NICs come after."""
+        """A container has the kernel of its host: no machine type, no firmware. Its root has slot 0."""
         find("lxc-start")
         own = os.uname().machine
         if want.arch != own:
             raise Lacking(
                 f"this host runs {own}, the image is for {want.arch}",
-                hint="a VM of it can be emulated",
+                hint="emulate it in a VM",
                 field="image",
             )
         count = len(os.sched_getaffinity(0))
@@ -138,7 +138,7 @@ class Containers:
         return Hardware(
             arch=own,
             machine=MACHINE,
-            accel="kvm",
+            accel="none",
             cpu="host",
             max_cpus=count,
             max_memory=Bytes(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
@@ -279,7 +279,7 @@ class Containers:
     async def stats(self, guest: InstanceId) -> Stats:
         return stats.of(self.guest(guest), self._groups)
 
-    async def ready(self, guest: InstanceId, *, timeout: float) -> None:
+    async def ready(self, guest: InstanceId, *, timeout: float) -> None:  # noqa: ARG002 - it is at once
         self.guest(guest).running()
 
     async def execute(

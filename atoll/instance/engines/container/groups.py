@@ -95,7 +95,7 @@ class Trees(msgspec.Struct, frozen=True):
 
 
 def parse(mountinfo: str, v2_controllers: str) -> Trees:
-    """From /proc/self/mountinfo (proc(5)) and cgroup.controllers of the v2 root. Controllers on v1 hierarchies win."""
+    """From /proc/self/mountinfo (proc(5)) and cgroup.controllers of the v2 root. Controllers on v1 win."""
     roots: list[str] = []
     v1: dict[str, str] = {}
     v2 = ""

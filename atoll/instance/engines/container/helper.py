@@ -33,8 +33,8 @@ _UMOUNT_NOFOLLOW = 8
 _MOVE_MOUNT = 429  # the same on every architecture
 _EMPTY_FROM, _EMPTY_TO = 0x04, 0x40
 ROOT = "/mnt"
-"""Where the monitor finds the root file system: in its own mount namespace only. Its container's ids must be able to
-reach it, which they could not below a state directory."""
+"""Where the monitor finds the root file system: in its own mount namespace only. Its container's ids must be able
+to reach it, which they could not below a state directory."""
 MESSAGE = 256 << 10
 """Bytes of the longest request."""
 
@@ -49,7 +49,7 @@ class Bind(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Text(msgspec.Struct, frozen=True, kw_only=True):
-    """A small file written before the first process. `keep`: only where there is none, or an empty one."""
+    """A small file, written before the first process runs. `keep`: where there is none, or an empty one."""
 
     path: str
     content: str
@@ -57,8 +57,8 @@ class Text(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Root(msgspec.Struct, frozen=True, kw_only=True):
-    """`lowers`: trees nobody writes to, topmost first; none: `volume`/upper is the whole tree. `volume` has upper/ and
-    work/. `at`: an existing directory, in which the mounts are made; the root file system is `at`/root."""
+    """`lowers`: trees nobody writes to, topmost first; none: `volume`/upper is the whole tree. `volume` has upper/
+    and work/. `at`: an existing directory, in which the mounts are made; the root file system is `at`/root."""
 
     at: str
     volume: str
@@ -129,10 +129,13 @@ def assemble(root: Root) -> str:
 
     if not root.lowers:
         return put(f"{root.volume}/upper", "root", root.extents, read_only=False)
+    os.chdir(at)  # names relative to it: what is mounted how, everybody in the container can read
     # The overlay itself makes its work directory and its marks of removed files as the host's root.
-    volume = put(root.volume, "volume", (*root.extents, (0, 0, 1)), read_only=False)
-    lowers = [put(lower, f"lower{n}", root.extents, read_only=True) for n, lower in enumerate(root.lowers)]
-    names = f"lowerdir={':'.join(lowers)},upperdir={volume}/upper,workdir={volume}/work"
+    put(root.volume, "volume", (*root.extents, (0, 0, 1)), read_only=False)
+    for number, lower in enumerate(root.lowers):
+        put(lower, f"lower{number}", root.extents, read_only=True)
+    lowers = ":".join(f"lower{number}" for number in range(len(root.lowers)))
+    names = f"lowerdir={lowers},upperdir=volume/upper,workdir=volume/work"
     mount("overlay", place("root"), "overlay", _MS_NODEV, names)
     return place("root")
 
@@ -176,7 +179,7 @@ def start(order: Start) -> None:
     os.umask(0o022)
     for number in (signal.SIGPIPE, signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    os.execve(order.argv[0], order.argv, order.env)
+    os.execve(order.argv[0], order.argv, order.env)  # noqa: S606 - no shell is wanted
 
 
 def enter(pid: int) -> None:

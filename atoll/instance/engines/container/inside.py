@@ -1,4 +1,4 @@
-"""What is done inside a container: programs through liblxc's attach, files through its root as the kernel has it."""
+"""What is done inside a container: programs by liblxc's attach, files by its root as the kernel has it."""
 
 import asyncio
 import contextlib

@@ -97,9 +97,8 @@ def bind(mount: MountSpec, ids: int) -> Bind:
 
 def texts(plan: BootPlan) -> tuple[Text, ...]:
     """Who it is; and where names are looked up, unless its image sees to that."""
-    assert plan.container is not None
     found = [Text(path="/etc/hostname", content=f"{plan.name}\n")]
-    first = next((net for net in plan.container.nets if net.gateways), None)
+    first = next((nic.plugged for nic in plan.nics if nic.plugged.gateways), None)
     if first is not None:
         names = [f"search {first.domain}"] if first.domain else []
         servers = [f"nameserver {gateway}" for gateway in first.gateways]

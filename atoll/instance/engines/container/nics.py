@@ -30,13 +30,16 @@ async def present(guest: Guest, slot: int) -> bool:
 
 
 async def add(guest: Guest, nic: NicPlan) -> None:
-    """Its addresses it gets by the network's DHCP and router advertisements. Raises Refused, Broken."""
+    """With its planned IPv4 address; IPv6 it has by router advertisements. Raises Refused, Broken."""
     name = nic_name(nic.slot)
     if nic.plugged.backend != "veth":
         raise Invalid(f"a container has no network backend {nic.plugged.backend}")
     if not await present(guest, nic.slot):
         await run(["ip", "link", "set", nic.plugged.peer, "netns", str(guest.running()), "name", name], timeout=10)
         await inside(guest, ["ip", "link", "set", name, "up"])
+        for address in nic.plugged.addresses:
+            if ":" not in address:
+                await inside(guest, ["ip", "address", "replace", address, "dev", name])
     if not nic.link:
         await set_link(guest, nic, up=False)
     plan = guest.plan

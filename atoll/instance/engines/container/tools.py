@@ -1,5 +1,5 @@
-"""liblxc's programs, as command lines. PATH is short: with newuidmap on it liblxc would ask for a line in /etc/subuid
-for every container, which root needs not."""
+"""liblxc's programs, as command lines. PATH is short: with newuidmap on it liblxc would ask for a line in
+/etc/subuid for every container, which root needs not."""
 
 from collections.abc import Mapping, Sequence
 
