@@ -144,8 +144,7 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
         held.push_async_callback(probe.close)
         await kernels.changed()
         engines = _engines(paths, me.tag, probe)
-        for engine in engines.values():
-            held.push_async_callback(engine.close)
+        held.push_async_callback(_close, engines)
         boots = Boots(paths.state / "instances", library, SeedBook(shared))
         wires = _wires(networks, GroupBook(shared), realised)
         nouns = (shared, images, library, storage, pools, networks, realised.driver, me.id)
@@ -258,6 +257,11 @@ def _teach_networks(operations: Operations, wires: Wires) -> None:
     operations.know(
         CreateNetwork(wires), DeleteNetwork(wires), CreateGroup(wires), ChangeGroup(wires), DeleteGroup(wires)
     )
+
+
+async def _close(engines: Mapping[Kind, RunsGuests]) -> None:
+    for engine in engines.values():
+        await engine.close()
 
 
 def _engines(paths: Paths, tag: str, probe: AccelProbe) -> dict[Kind, RunsGuests]:

@@ -6,12 +6,14 @@ It is connected (by lxc-console) while somebody looks. What was said before come
 import asyncio
 from typing import cast
 
+from atoll.base.errors import Refused
 from atoll.host.pty import Pty
 from atoll.instance.engines.container import tools
 from atoll.instance.engines.container.rundir import RunDir, tail
 from atoll.instance.engines.qemu.console import RECENT, Console
 
 COLUMNS, ROWS = 80, 24
+_TRIES, _SETTLES_IN = 40, 0.05
 
 
 class _Ends:
@@ -42,7 +44,14 @@ class ContainerConsole(Console):
         self._run = run
 
     async def _connect(self) -> None:
-        ends = _Ends(await Pty.open(tools.console(self._run), columns=COLUMNS, rows=ROWS))
+        for _ in range(_TRIES):
+            pty = await Pty.open(tools.console(self._run), columns=COLUMNS, rows=ROWS)
+            if not await pty.ended(_SETTLES_IN):
+                break
+            await pty.close()  # liblxc calls it running a moment after its first program runs
+        else:
+            raise Refused(f"the console of {self._name} is not to be had", hint="somebody has it by lxc-console?")
+        ends = _Ends(pty)
         self._writer = cast(asyncio.StreamWriter, ends)
         self._recent = bytearray(tail(self._log, RECENT))
         self._pump = asyncio.create_task(

@@ -8,6 +8,7 @@ import secrets
 import signal
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -103,7 +104,7 @@ async def end(process: asyncio.subprocess.Process) -> None:
 def kill_inner(attacher: int, number: int) -> None:
     """A signal to the program that lxc-attach runs: its child."""
     with contextlib.suppress(OSError):
-        for pid in open(f"/proc/{attacher}/task/{attacher}/children").read().split():  # noqa: SIM115
+        for pid in Path(f"/proc/{attacher}/task/{attacher}/children").read_text().split():
             with contextlib.suppress(OSError):
                 os.kill(int(pid), number)
 

@@ -36,4 +36,4 @@ def attach(
     words = [f"--set-var={name}={value}" for name, value in {**INSIDE, **env}.items()]
     who = [f"--uid={uid}", f"--gid={gid}"] if uid or gid else []
     inner = ["/bin/sh", "-c", _IN_DIRECTORY, "sh", directory, *argv] if directory else list(argv)
-    return [*_of("lxc-attach", run), "--quiet", "--clear-env", *words, *who, "--", *inner]
+    return [*_of("lxc-attach", run), "--clear-env", *words, *who, "--", *inner]
