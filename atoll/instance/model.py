@@ -166,10 +166,12 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What only a container has. `privileged`: its root is the host's root, held back by capabilities and seccomp
-    alone. `nesting`: it may run containers itself. `command`: its first program; none: its image's init."""
+    alone. `nesting`: it may run containers itself. `command`: its first program; none: its image's init. `hold`:
+    its first program only waits for those that are run in it (`atoll run`)."""
 
     privileged: bool = False
     nesting: bool = False
+    hold: bool = False
     mounts: Annotated[tuple[MountSpec, ...], Meta(max_length=32)] = ()
     command: Annotated[tuple[Annotated[str, Meta(max_length=4096)], ...], Meta(max_length=256)] = ()
 

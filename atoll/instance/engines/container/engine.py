@@ -13,14 +13,14 @@ from signal import SIGKILL
 
 from msgspec.structs import replace
 
-from atoll.base.errors import Absent, AtollError, Broken, Exists, Invalid, Lacking, Refused
+from atoll.base.errors import Absent, AtollError, Broken, Exists, Invalid, Refused
 from atoll.base.ids import Bytes, Generation, InstanceId
 from atoll.host import process
 from atoll.host.files import translated
 from atoll.host.process import Process
 from atoll.host.run import find
 from atoll.instance.engine import EngineTraits, Furnish, GuestEvent, Observed, Outcome, Stats, Stream
-from atoll.instance.engines.container import adopt, exitreason, inside, launch, nics, stats
+from atoll.instance.engines.container import adopt, emulation, exitreason, inside, launch, nics, stats
 from atoll.instance.engines.container.adopt import Trace
 from atoll.instance.engines.container.groups import Groups
 from atoll.instance.engines.container.guest import Guest, sweep
@@ -121,13 +121,7 @@ class Containers:
     async def furnish(self, want: Furnish) -> Hardware:
         """A container has the kernel of its host: no machine type, no firmware. Its root has slot 0."""
         find("lxc-start")
-        own = os.uname().machine
-        if want.arch != own:
-            raise Lacking(
-                f"this host runs {own}, the image is for {want.arch}",
-                hint="emulate it in a VM",
-                field="image",
-            )
+        own, cpu = os.uname().machine, emulation.cpu_of(want.arch)
         count = len(os.sched_getaffinity(0))
         if want.cpus > count:
             raise Invalid(f"a container has at most the host's {count} CPUs", field="spec.cpus")
@@ -139,7 +133,7 @@ class Containers:
             arch=own,
             machine=MACHINE,
             accel="none",
-            cpu="host",
+            cpu=cpu,
             max_cpus=count,
             max_memory=Bytes(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
             disks=want.disks,
@@ -173,6 +167,8 @@ class Containers:
                 if monitor is None:
                     raise Broken(f"{plan.name}: lxc-start ended at once")
                 handle = await up.wait(handle, monitor)
+            if arch := emulation.emulated(plan.hardware.cpu):
+                await emulation.register(handle.init, arch)
             run.write(handle)
             return Guest(handle, run, monitor, self._groups, self._changed)
         except BaseException as error:

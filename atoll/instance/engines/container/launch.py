@@ -12,7 +12,7 @@ from atoll.base.clock import monotonic
 from atoll.base.errors import Invalid, Unreachable
 from atoll.host.files import translated
 from atoll.host.process import Process
-from atoll.instance.engines.container import config, exitreason, tools
+from atoll.instance.engines.container import config, exitreason, hold, tools
 from atoll.instance.engines.container.config import Place
 from atoll.instance.engines.container.groups import V2, Groups, Limit, pick
 from atoll.instance.engines.container.guest import born
@@ -77,12 +77,18 @@ def order(plan: BootPlan, run: RunDir, groups: Groups) -> Start:
         "Delegate=yes",
         "--",
     ]
+    spec = plan.container.spec
+    held = []
+    if spec.hold:
+        source = str(hold.lay(run.path))
+        held = [Bind(source=source, path=hold.FOLDER, extents=((0, plan.container.ids, 65536),), read_only=True)]
+    command = (hold.PROGRAM,) if spec.hold else spec.command
     return Start(
         root=Root(at=str(run.mounts), volume=layers[0], lowers=tuple(layers[1:]), extents=extents),
-        binds=tuple(bind(mount, plan.container.ids) for mount in plan.container.spec.mounts),
+        binds=(*held, *(bind(mount, plan.container.ids) for mount in spec.mounts)),
         texts=texts(plan),
         owner=plan.container.ids,
-        argv=(*(scope if groups.scoped else ()), *tools.start(run, plan.container.spec.command)),
+        argv=(*(scope if groups.scoped else ()), *tools.start(run, command)),
         env=tools.ENV,
         log=str(run.path / "monitor.log"),
     )
