@@ -26,6 +26,7 @@ SECTIONS = {
         "delete": Entry("atoll.cli.power:delete", "Remove instances and their disks"),
     },
     "In an instance": {
+        "run": Entry("atoll.cli.runner:run_", "Run a program in a container of its own"),
         "exec": Entry("atoll.cli.execute:exec_", "Run a program in an instance"),
         "shell": Entry("atoll.cli.console:shell", "Log in to an instance"),
         "console": Entry("atoll.cli.console:console", "Attach to an instance's serial console"),

@@ -1,19 +1,16 @@
 """`atoll run`: one program in a container of its own, which lives as long as the program."""
 
-import os
 import secrets
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec import structs
 
 from atoll.base.errors import AtollError, Invalid
 from atoll.base.names import check_label, image_name
-from atoll.cli import execute, session
-from atoll.cli.commands import command
+from atoll.cli import execute
 from atoll.cli.completing import launchable, networks
-from atoll.cli.containers import mount
 from atoll.cli.context import run as work
 from atoll.cli.launch import ensure_image, spec_of
 from atoll.cli.progress import Waiting
@@ -25,7 +22,7 @@ if TYPE_CHECKING:
 UNASKED: Mapping[str, Any] = {"pairs": (), "nets": (), "nics": (), "ports": (), "uses": (), "container": True}
 
 
-@command(
+@click.command(
     "run",
     cls=execute.ExecCommand,
     examples=[
@@ -38,7 +35,9 @@ UNASKED: Mapping[str, Any] = {"pairs": (), "nets": (), "nics": (), "ports": (), 
 @click.argument("image", shell_complete=launchable)
 @click.argument("argv", nargs=-1, required=True, metavar="-- PROGRAM [ARGUMENT]...", type=click.UNPROCESSED)
 @click.option("--name", default="", help="Of the container (run- and some letters).")
-@click.option("--arch", default="", help="Machine that the image must be for: another one's is emulated by qemu-user.")
+@click.option(
+    "--arch", default="", help="Machine that the image must be for: another one's is emulated by qemu-user."
+)
 @click.option("-c", "--cpus", metavar="N", help="CPUs that it may use at once.")
 @click.option("-m", "--memory", metavar="SIZE", help="Memory that it may use (512MiB).")
 @click.option("-n", "--net", "nets", multiple=True, shell_complete=networks, help="Network it is on. Repeatable.")
@@ -57,10 +56,8 @@ def run_(ctx: click.Context, /, image: str, argv: Sequence[str], name: str, arch
     """
     settings = ctx.ensure_object(Settings)
     name = check_label(name, what="name of an instance") if name else f"run-{secrets.token_hex(4)}"
-    own: dict[str, Any] = {"hold": True}
-    if options["mounts"]:
-        own["mounts"] = [mount(text) for text in options["mounts"]]
-    spec = spec_of(image, {**UNASKED, "cpus": options["cpus"], "memory": options["memory"], "nets": options["nets"]}, own)
+    wanted = spec_of(image, {**UNASKED, **{key: options[key] for key in ("cpus", "memory", "nets", "mounts")}})
+    spec = structs.replace(wanted, container=structs.replace(wanted.container, hold=True))
     return execute.failing(settings, lambda: _run(settings, spec, name, arch, argv, options))
 
 
@@ -68,10 +65,9 @@ def _run(
     settings: Settings, spec: "InstanceSpec", name: str, arch: str, argv: Sequence[str], options: dict[str, Any]
 ) -> int:
     env = dict(execute.pair(each) for each in options["env"])
-    wanted = execute.command_of(argv, env, options)
     try:
         work(settings, lambda client: _launch(client, settings, spec, name, arch))
-        return session.attach(settings, name, wanted, read=True).code
+        return execute.talk_to(settings, name, argv, env, False, options)
     finally:
         _remove(settings, name)
 
@@ -86,7 +82,7 @@ async def _launch(client: "Client", settings: Settings, spec: "InstanceSpec", na
                 hint=f"import one for {arch}: atoll image import FILE --name NAME",
                 field="--arch",
             )
-        await waiting.wait(await client.instances.launch(spec, name=name), f"launching {name}", )
+        await waiting.wait(await client.instances.launch(spec, name=name), f"launching {name}")
 
 
 def _remove(settings: Settings, name: str) -> None:
@@ -94,13 +90,9 @@ def _remove(settings: Settings, name: str) -> None:
 
     async def gone(client: "Client") -> None:
         if any(view.name == name for view in await client.instances.list()):
-            await client.operations.wait((await client.instances.delete(name, force=True)).id)
+            await client.operations.wait(await client.instances.delete(name, force=True))
 
     try:
         work(settings, gone)
     except AtollError as error:
         click.echo(f"container {name} is still there: {error.message}; atoll delete {name} --force", err=True)
-
-
-__all__ = ["run_"]
-_ = os, sys

@@ -4,6 +4,7 @@ from atoll.client.client import Client
 from atoll.client.console import Console
 from atoll.client.endpoint import Endpoint
 from atoll.client.problems import NotRunning
+from atoll.client.session import ExecSession
 from atoll.client.wire import (
     GroupView,
     HostView,
@@ -20,7 +21,7 @@ from atoll.client.wire import (
 from atoll.image.model import Image, serves
 from atoll.instance.book import InstanceView
 from atoll.instance.cloudstate import CloudState
-from atoll.instance.engine import Outcome, Stats
+from atoll.instance.engine import Command, Ended, Outcome, Stats
 from atoll.instance.model import CloudInit, Disk, DiskUse, InstanceSpec, NicSpec, State
 from atoll.instance.verbs.args import Changes, HostPort, NicChanges
 from atoll.network.groups import GroupRule
@@ -34,10 +35,13 @@ __all__ = [
     "Client",
     "CloudInit",
     "CloudState",
+    "Command",
     "Console",
     "Disk",
     "DiskUse",
+    "Ended",
     "Endpoint",
+    "ExecSession",
     "Forward",
     "GroupRule",
     "GroupView",

@@ -271,7 +271,7 @@ def _engines(paths: Paths, tag: str, probe: AccelProbe) -> dict[Kind, RunsGuests
     if os.geteuid() != 0:
         return {Kind.VM: vms}
     groups = Groups(tag, trees(), scoped=scoped is not None)
-    return {Kind.VM: vms, Kind.CONTAINER: Containers(paths.run / "ct", groups)}
+    return {Kind.VM: vms, Kind.CONTAINER: Containers(paths.state / "containers", groups)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Root file systems as images, through a real daemon: whoever packed them, whatever is in them, and nothing left."""
+"""Root file systems as images, through a real daemon: whoever packed them, whatever is in them, nothing left."""
 
 import os
 import subprocess
@@ -119,7 +119,7 @@ def test_what_strangers_make_is_refused_and_nothing_of_it_stays(atoll: Daemon, t
     assert content(atoll) == before
 
 
-@pytest.mark.parametrize("moment", ["inspect/before", "keep/before", "keep/after"])
+@pytest.mark.parametrize("moment", ["inspect/journalled", "keep/enter", "keep/journalled"])
 def test_a_killed_daemon_goes_on(atoll: Daemon, tree: Path, moment: str) -> None:
     """Wherever it is killed the import is the next daemon's, and comes to its end."""
     path = pack(tree, "zstd")

@@ -19,8 +19,18 @@ from atoll.host import process
 from atoll.host.files import translated
 from atoll.host.process import Process
 from atoll.host.run import find
-from atoll.instance.engine import EngineTraits, Furnish, GuestEvent, Observed, Outcome, Stats, Stream
-from atoll.instance.engines.container import adopt, emulation, exitreason, inside, launch, nics, stats
+from atoll.instance.engine import (
+    Command,
+    EngineTraits,
+    Furnish,
+    GuestEvent,
+    Observed,
+    Outcome,
+    Session,
+    Stats,
+    Stream,
+)
+from atoll.instance.engines.container import adopt, emulation, exitreason, inside, launch, nics, sessions, stats
 from atoll.instance.engines.container.adopt import Trace
 from atoll.instance.engines.container.groups import Groups
 from atoll.instance.engines.container.guest import Guest, sweep
@@ -289,6 +299,14 @@ class Containers:
     ) -> Outcome:
         held = self.guest(guest)
         return await inside.within(timeout, inside.execute(held, argv, input=input, env=env), argv[0])
+
+    async def open(self, guest: InstanceId, command: Command) -> Session:
+        return await sessions.open_session(self.guest(guest), command)
+
+    async def login(self, guest: InstanceId, *, user: str, columns: int, rows: int) -> Session:
+        term = "xterm-256color"
+        command = Command(argv=tuple(sessions.login()), user=user, terminal=(columns, rows), term=term)
+        return await sessions.open_session(self.guest(guest), command)
 
     def pull(self, guest: InstanceId, path: str) -> AsyncIterator[bytes]:
         return inside.pull(self.guest(guest), path)
