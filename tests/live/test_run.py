@@ -59,9 +59,10 @@ def test_signals_are_passed_on(clean: Daemon) -> None:
         stdin=subprocess.DEVNULL,
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    process.send_signal(signal.SIGTERM)
-    assert process.stdout.read() == b"got it\n"
+    with process.stdout as said:
+        assert said.readline() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert said.read() == b"got it\n"
     assert process.wait(60) == 9
 
 
@@ -90,7 +91,8 @@ def test_an_image_without_anything_but_a_program(clean: Daemon, tmp_path: Path) 
 
 
 def test_a_program_of_another_machine(clean: Daemon, tmp_path: Path) -> None:
-    """An aarch64 root file system on this machine, its programs and those that they start; the host's binfmt_misc stays as it was."""
+    """An aarch64 root file system on this machine, its programs and those that they start. The host's own binfmt_misc
+    stays as it was."""
     if not shutil.which("qemu-aarch64-static"):
         pytest.fail("apt-get install qemu-user-static (make setup)")
     before = sorted(path.name for path in BINFMT.iterdir())

@@ -14,6 +14,7 @@ from atoll.instance.engines.container.guest import Guest
 _CHUNK = 64 << 10
 _AHEAD = 16
 """Chunks read before somebody takes them: a program that says more waits."""
+_DRAIN = 0.5  # seconds of silence once the program has ended: what it left behind may hold its output open
 _SHELL = (
     'for shell in "$1" /bin/bash /bin/sh; do [ -x "$shell" ] && exec "$shell" -l; done; echo "no shell"; exit 127'
 )
@@ -58,13 +59,28 @@ class Pipes:
         streams = ((1, process.stdout), (2, process.stderr))
         self._readers = [asyncio.create_task(self._follow(fd, stream)) for fd, stream in streams if stream]
         self._open = len(self._readers)
+        self._heard = 0
+        self._ending = asyncio.create_task(self._end())
 
     async def _follow(self, fd: int, stream: asyncio.StreamReader) -> None:
         while data := await stream.read(_CHUNK):
+            self._heard += len(data)
             await self._said.put((fd, data))
         self._open -= 1
         if not self._open:
             await self._said.put((1, b""))
+
+    async def _end(self) -> None:
+        """Its output ends with the program, once all that it said is told."""
+        await self._process.wait()
+        while self._open:
+            heard = self._heard
+            await asyncio.sleep(_DRAIN)
+            if heard == self._heard and self._said.empty():
+                for reader in self._readers:
+                    reader.cancel()
+                await self._said.put((1, b""))
+                return
 
     async def read(self) -> tuple[int, bytes]:
         return await self._said.get()
@@ -91,7 +107,7 @@ class Pipes:
         return outcome(await self._process.wait())
 
     async def close(self) -> None:
-        for reader in self._readers:
+        for reader in (*self._readers, self._ending):
             reader.cancel()
         if self._process.returncode is None:
             await inside.end(self._process)
