@@ -86,7 +86,9 @@ class Launch:
                     continue
                 work.changed(definition(id), 0, revision)
                 work.changed(status_of(id), 0, revision)
-                self._here.tell_of(view, "instance.created")
+                self._here.tell_of(
+                    view, "instance.created", {"privileged": True} if spec.container.privileged else None
+                )
                 return msgspec.structs.replace(view, revision=revision, status_revision=revision)
         raise Conflict(f"{args.name} could not be claimed: too much changes at the same time", hint="try again")
 

@@ -185,7 +185,7 @@ class Containers:
             said = launch.why(run)
             await asyncio.shield(self._take_back(run, monitor))
             if isinstance(error, launch.Died):
-                raise Broken(f"{plan.name} could not be started: {said}", hint=f"atoll log {plan.name}") from error
+                raise Broken(f"{plan.name} could not be started: {said}") from error
             raise
 
     def _load(self) -> Mapping[int, int]:

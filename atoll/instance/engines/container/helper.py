@@ -129,9 +129,15 @@ def assemble(root: Root) -> str:
 
     if not root.lowers:
         return put(f"{root.volume}/upper", "root", root.extents, read_only=False)
-    os.chdir(at)  # names relative to it: what is mounted how, everybody in the container can read
     # The overlay itself makes its work directory and its marks of removed files as the host's root.
-    put(root.volume, "volume", (*root.extents, (0, 0, 1)), read_only=False)
+    own = (*root.extents, (0, 0, 1))
+    first, seen, _ = root.extents[0]
+    if seen == 0:  # a privileged one: the host's root is the tree's, here too
+        own = root.extents
+        for folder in (root.volume, f"{root.volume}/work"):
+            os.chown(folder, first, first)
+    os.chdir(at)  # names relative to it: what is mounted how, everybody in the container can read
+    put(root.volume, "volume", own, read_only=False)
     for number, lower in enumerate(root.lowers):
         put(lower, f"lower{number}", root.extents, read_only=True)
     lowers = ":".join(f"lower{number}" for number in range(len(root.lowers)))
