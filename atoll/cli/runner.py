@@ -1,5 +1,6 @@
 """`atoll run`: one program in a container of its own, which lives as long as the program."""
 
+import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from msgspec import structs
 
-from atoll.base.errors import AtollError, Invalid
+from atoll.base.clock import monotonic
+from atoll.base.errors import Absent, AtollError, Invalid
 from atoll.base.names import check_label, image_name
 from atoll.cli import execute
 from atoll.cli.completing import launchable, networks
@@ -19,6 +21,8 @@ from atoll.cli.settings import Settings
 if TYPE_CHECKING:
     from atoll.client import Client, InstanceSpec
 
+_GOES_IN = 20.0
+"""Seconds for the daemon to remove what it ran."""
 UNASKED: Mapping[str, Any] = {"pairs": (), "nets": (), "nics": (), "ports": (), "uses": (), "container": True}
 
 
@@ -65,11 +69,13 @@ def _run(
     settings: Settings, spec: "InstanceSpec", name: str, arch: str, argv: Sequence[str], options: dict[str, Any]
 ) -> int:
     env = dict(execute.pair(each) for each in options["env"])
+    ran = False
     try:
         work(settings, lambda client: _launch(client, settings, spec, name, arch))
+        ran = True
         return execute.talk_to(settings, name, argv, env, False, options)
     finally:
-        _remove(settings, name)
+        _remove(settings, name, ran=ran)
 
 
 async def _launch(client: "Client", settings: Settings, spec: "InstanceSpec", name: str, arch: str) -> None:
@@ -85,14 +91,27 @@ async def _launch(client: "Client", settings: Settings, spec: "InstanceSpec", na
         await waiting.wait(await client.instances.launch(spec, name=name), f"launching {name}")
 
 
-def _remove(settings: Settings, name: str) -> None:
-    """Whatever became of it. That it cannot be removed is said, and changes no exit code."""
+def _remove(settings: Settings, name: str, *, ran: bool) -> None:
+    """Whatever became of it: the daemon removes it after its program, but where none was run. That it cannot be
+    removed is said, and changes no exit code."""
 
     async def gone(client: "Client") -> None:
-        if any(view.name == name for view in await client.instances.list()):
-            await client.operations.wait(await client.instances.delete(name, force=True))
+        until = monotonic() + _GOES_IN
+        while await _there(client, name):
+            if not ran or monotonic() > until:
+                await client.operations.wait(await client.instances.delete(name, force=True))
+                return
+            await asyncio.sleep(0.02)
 
     try:
         work(settings, gone)
     except AtollError as error:
         click.echo(f"container {name} is still there: {error.message}; atoll delete {name} --force", err=True)
+
+
+async def _there(client: "Client", name: str) -> bool:
+    try:
+        await client.instances.get(name)
+    except Absent:
+        return False
+    return True

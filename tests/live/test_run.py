@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.kit import foreign
-from tests.kit.daemon import TOP, Daemon
+from tests.kit.daemon import TOP, Daemon, until
+from tests.kit.tty import Terminal
 
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 
@@ -20,7 +21,7 @@ def clean(atoll: Daemon) -> Iterator[Daemon]:
     """Whatever is run, nothing of it is there afterwards."""
     before = atoll.account()
     yield atoll
-    assert not [name for name in atoll.all() if name.startswith("run-")]
+    until(lambda: not [name for name in atoll.all() if name.startswith("run-")], "none is left", 30)
     atoll.settled_at(before)
 
 
@@ -72,6 +73,31 @@ def test_what_is_left_behind_goes_with_it(clean: Daemon) -> None:
     assert clean.atoll("run", "tiny", "--", "cat", "/etc/mine", check=False).code == 1
 
 
+def test_a_client_that_is_killed_leaves_nothing(clean: Daemon) -> None:
+    process = subprocess.Popen(
+        clean.cli("run", "tiny", "--name", "run-lost", "--", "sh", "-c", "echo ready; sleep 1000"),
+        cwd=TOP,
+        env=clean.env,
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    with process.stdout as said:
+        assert said.readline() == b"ready\n"
+        process.kill()
+    process.wait(10)
+    until(lambda: clean.show("run-lost") is None, "it is gone", 30)
+
+
+async def test_a_terminal_is_the_programs(clean: Daemon) -> None:
+    async with Terminal(clean.cli("run", "tiny", "--", "sh"), env=clean.env) as terminal:
+        await terminal.until("#")
+        terminal.type("tty; stty size; exit 3\r")
+        await terminal.until("24 80")
+        assert "/dev/pts/" in terminal.text
+        assert await terminal.ended() == 3
+
+
 def test_an_image_without_anything_but_a_program(clean: Daemon, tmp_path: Path) -> None:
     """No init, no shell: what holds the container comes from the host."""
     at = tmp_path / "in"
@@ -80,9 +106,8 @@ def test_an_image_without_anything_but_a_program(clean: Daemon, tmp_path: Path) 
     subprocess.run(["tar", "-C", str(at), "-czf", str(tmp_path / "one.tar.gz"), "."], check=True)
     clean.atoll("image", "import", str(tmp_path / "one.tar.gz"), "--name", "one")
     try:
-        assert clean.atoll("run", "one", "--", "/bin/busybox", "ps", "-o", "pid,args").out.splitlines()[1].split() == [
-            "1", "/.atoll/hold",
-        ]  # fmt: skip
+        listed = clean.atoll("run", "one", "--", "/bin/busybox", "ps", "-o", "pid,args").out
+        assert listed.splitlines()[1].split() == ["1", "/.atoll/hold"]
         refused = clean.atoll("run", "one", "--arch", "riscv64", "--", "/bin/busybox", check=False)
         assert refused.code == 125
         assert "is for x86_64" in refused.err
@@ -91,8 +116,8 @@ def test_an_image_without_anything_but_a_program(clean: Daemon, tmp_path: Path) 
 
 
 def test_a_program_of_another_machine(clean: Daemon, tmp_path: Path) -> None:
-    """An aarch64 root file system on this machine, its programs and those that they start. The host's own binfmt_misc
-    stays as it was."""
+    """An aarch64 root file system on this machine: its programs and those that they start. The host's own
+    binfmt_misc stays as it was."""
     if not shutil.which("qemu-aarch64-static"):
         pytest.fail("apt-get install qemu-user-static (make setup)")
     before = sorted(path.name for path in BINFMT.iterdir())

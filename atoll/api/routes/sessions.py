@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from atoll.api.access import actor_of, caller, closing, guard
 from atoll.api.errors import status_of
+from atoll.api.held import Held
 from atoll.api.route import Empty, check_path, litestar_path, read_query
 from atoll.api.routes.guests import ONE, asking, engine_of, lacks
 from atoll.api.services import Services
@@ -41,6 +42,7 @@ class Word(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def session_handler(services: Services) -> WebsocketRouteHandler:
     """An error closes it with 4000 + HTTP status."""
+    held = Held(services)
 
     async def session(socket: WebSocket) -> None:  # type: ignore[type-arg]
         await socket.accept()
@@ -55,7 +57,7 @@ def session_handler(services: Services) -> WebsocketRouteHandler:
             args = ExecArgs(project=view.project, name=view.name, program=command.argv[0])
             by = Request(actor=actor_of(socket), id=caller(socket.scope).request_id)
             subject = Subject("instance", view.project, view.name, view.id)
-            async with services.operations.audited("instance.exec", args, subject, by):
+            async with held.by_session(view, by), services.operations.audited("instance.exec", args, subject, by):
                 with asking(view):
                     opened = await engine.open(view.id, command)
                 if await _both_ways(socket, opened, closing(socket.scope)):
