@@ -127,6 +127,8 @@ def test_a_program_of_another_machine(clean: Daemon, tmp_path: Path) -> None:
         for program in ("/bin/hello", "/bin/parent"):
             ran = clean.atoll("run", "arm", "--arch", "aarch64", "--", program, check=False)
             assert (ran.code, ran.out) == (foreign.CODE, foreign.SAYS), ran
+        whole = clean.atoll("launch", "arm", "run-whole", "--container", check=False)
+        assert "binfmt" in whole.err, whole
     finally:
         clean.atoll("image", "delete", "arm")
     assert sorted(path.name for path in BINFMT.iterdir()) == before

@@ -12,7 +12,7 @@ from atoll.instance.engines.container import emulation, hold
 
 
 def test_a_registration_is_as_qemu_writes_it() -> None:
-    """scripts/qemu-binfmt-conf.sh of QEMU 7.2, but for bytes 8 to 15 of the mask, where any ABI version is taken."""
+    """scripts/qemu-binfmt-conf.sh of QEMU 7.2."""
     assert emulation.line("aarch64", Path("/usr/bin/qemu-aarch64-static")) == (
         ":qemu-aarch64:M::"
         r"\x7f\x45\x4c\x46\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00:"
@@ -39,7 +39,7 @@ def test_an_older_kernel_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(emulation, "qemu_of", lambda arch: Path("/q"))
     monkeypatch.setattr(emulation, "_registered", lambda arch: False)
     monkeypatch.setattr(emulation, "_kernel", lambda: (6, 1))
-    with pytest.raises(Lacking, match="Linux 6.7") as caught:
+    with pytest.raises(Lacking, match=r"Linux 6\.7") as caught:
         emulation.cpu_of("riscv64")
     assert "binfmt-support" in caught.value.hint
     monkeypatch.setattr(emulation, "_registered", lambda arch: True)

@@ -164,8 +164,10 @@ class Containers:
         self._changed(guest)
 
     async def _launch(self, plan: BootPlan) -> Guest:
-        run = self._dir(plan)
+        run, foreign = self._dir(plan), emulation.emulated(plan.hardware.cpu)
         monitor: Process | None = None
+        if plan.container is not None and not plan.container.spec.hold:
+            emulation.check_init(foreign)
         try:
             run.make()
             cpus = launch.cpus(plan.cpus, self._load())
@@ -177,8 +179,8 @@ class Containers:
                 if monitor is None:
                     raise Broken(f"{plan.name}: lxc-start ended at once")
                 handle = await up.wait(handle, monitor)
-            if arch := emulation.emulated(plan.hardware.cpu):
-                await emulation.register(handle.init, arch)
+            if foreign:
+                await emulation.register(handle.init, foreign)
             run.write(handle)
             return Guest(handle, run, monitor, self._groups, self._changed)
         except BaseException as error:
