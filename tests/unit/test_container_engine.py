@@ -119,6 +119,8 @@ def test_cpus_are_those_with_the_fewest_containers() -> None:
     assert groups.pick(1, [4, 5], {}) == (4,)
 
 
+OOM = "killed by the host's kernel: it was out of memory"
+DOWN = 'Interrupt(2) - Container "x" is halting\nChild <5> ended on signal Interrupt(2)'
 SEEN = "DEBUG start - ../src/lxc/start.c:signal_handler:464 - Container init process 5 exited\n"
 
 
