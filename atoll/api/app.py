@@ -18,6 +18,7 @@ from atoll.api.routes import (
     guests,
     imports,
     instances,
+    mounts,
     networks,
     operations,
     resources,
@@ -69,6 +70,7 @@ def all_routes(version: str) -> list[Route]:
         *storage.routes,
         *imports.routes,
         *networks.routes,
+        *mounts.routes,
     ]
     return found
 

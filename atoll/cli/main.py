@@ -44,6 +44,7 @@ SECTIONS = {
     "Images, networks, storage": {
         "image": Entry("atoll.cli.image_files:image", "Build, import, list and remove images"),
         "network": Entry("atoll.cli.network:network", "Networks, port forwards, security groups"),
+        "mount": Entry("atoll.cli.mount:mount", "Directories of the host in containers: add, remove"),
         "nic": Entry("atoll.cli.nic:nic", "NICs of instances: add, remove, change"),
         "pool": Entry("atoll.cli.storage:pool", "Storage pools"),
         "volume": Entry("atoll.cli.storage:volume", "Volumes: disks of their own, to attach and detach"),

@@ -22,7 +22,7 @@ from atoll.image.model import Image, serves
 from atoll.instance.book import InstanceView
 from atoll.instance.cloudstate import CloudState
 from atoll.instance.engine import Command, Ended, Outcome, Stats
-from atoll.instance.model import CloudInit, Disk, DiskUse, InstanceSpec, NicSpec, State
+from atoll.instance.model import CloudInit, Disk, DiskUse, InstanceSpec, MountSpec, NicSpec, State
 from atoll.instance.verbs.args import Changes, HostPort, NicChanges
 from atoll.network.groups import GroupRule
 from atoll.network.model import Bandwidth, Forward, Mode
@@ -52,6 +52,7 @@ __all__ = [
     "InstanceSpec",
     "InstanceView",
     "Mode",
+    "MountSpec",
     "NetworkBody",
     "NetworkView",
     "NewToken",

@@ -12,7 +12,7 @@ from atoll.client.wire import ExecBody, LaunchBody, Pushed, RenameBody, RestartB
 from atoll.instance.book import InstanceView
 from atoll.instance.cloudstate import CloudState
 from atoll.instance.engine import Command, Outcome, Stats
-from atoll.instance.model import CloudInit, DiskUse, InstanceSpec, State
+from atoll.instance.model import CloudInit, DiskUse, InstanceSpec, MountSpec, State
 from atoll.instance.verbs.args import GRACE, Changes
 from atoll.operation.model import Operation
 
@@ -160,6 +160,13 @@ class Instances:
 
     async def eject(self, name: str) -> Operation:
         return await self._act(name, "eject")
+
+    async def add_mount(self, name: str, mount: MountSpec) -> Operation:
+        """A directory of the host into a container."""
+        return await self._transport.change("POST", self._path(name, "mounts"), Operation, body=mount)
+
+    async def remove_mount(self, name: str, path: str) -> Operation:
+        return await self._transport.change("DELETE", self._path(name, "mounts"), Operation, query={"path": path})
 
     @asynccontextmanager
     async def shell(self, name: str, *, user: str, columns: int, rows: int) -> AsyncIterator[Console]:

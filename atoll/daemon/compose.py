@@ -51,6 +51,7 @@ from atoll.instance.verbs.delete import Delete
 from atoll.instance.verbs.disks import AttachVolume, DetachVolume, GrowVolume
 from atoll.instance.verbs.launch import Launch
 from atoll.instance.verbs.media import Eject
+from atoll.instance.verbs.mount import AddMount, RemoveMount
 from atoll.instance.verbs.nic import AddNic, RemoveNic, SetNic
 from atoll.instance.verbs.power import Pause, Restart, Resume, Revive, Start, Stop
 from atoll.network.book import NetworkBook
@@ -228,6 +229,8 @@ def _teach(operations: Operations, here: Here, library: Library, kernels: Kernel
         AddNic(here),
         RemoveNic(here),
         SetNic(here),
+        AddMount(here),
+        RemoveMount(here),
         undoers=undoers(here),
     )
     _teach_storage(operations, here)

@@ -11,7 +11,20 @@ import msgspec
 from msgspec import Meta
 
 from atoll.base.ids import Bytes, Generation, InstanceId
-from atoll.instance.model import BootPlan, Disk, DiskPlan, Exit, Hardware, Kind, Limits, Nic, NicPlan, State, Style
+from atoll.instance.model import (
+    BootPlan,
+    Disk,
+    DiskPlan,
+    Exit,
+    Hardware,
+    Kind,
+    Limits,
+    MountSpec,
+    Nic,
+    NicPlan,
+    State,
+    Style,
+)
 
 Side = Annotated[int, Meta(ge=1, le=1000)]
 
@@ -268,6 +281,17 @@ class HotNics(Protocol):
 
     async def set_link(self, guest: InstanceId, slot: int, *, up: bool) -> None:
         """Its cable in or out."""
+
+
+@runtime_checkable
+class Mounts(Protocol):
+    """Directories of the host in a guest that runs."""
+
+    async def add_mount(self, guest: InstanceId, mount: MountSpec) -> None:
+        """One that is there stays. Raises Absent (no such guest or directory), Lacking, Broken."""
+
+    async def remove_mount(self, guest: InstanceId, path: str) -> None:
+        """Absent is success. Raises Absent (no such guest), Refused (it is in use)."""
 
 
 @runtime_checkable

@@ -43,7 +43,7 @@ def check_image(spec: InstanceSpec, manifest: Manifest, name: str) -> None:
     )
 
 
-def check_kind(spec: InstanceSpec, manifest: Manifest | None, *, seed: str) -> None:
+def check_kind(spec: InstanceSpec, *, seed: str = "") -> None:
     """Raises Invalid for what is another kind's."""
     if spec.kind is Kind.VM:
         if spec.container != ContainerSpec():
@@ -51,7 +51,7 @@ def check_kind(spec: InstanceSpec, manifest: Manifest | None, *, seed: str) -> N
                 "only a container is privileged, nests or mounts", hint="--container", field="spec.container"
             )
         return
-    if manifest is None:
+    if not spec.image:
         raise Invalid("a container begins with an image", hint="atoll image list", field="spec.image")
     plain = InstanceSpec(image=spec.image)
     for name in _VM_ONLY:

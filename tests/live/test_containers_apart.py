@@ -149,3 +149,35 @@ def test_what_cannot_be_is_refused(clean: Daemon) -> None:
     assert "privileged" in refused(kind="vm", memory=128 * MIB, container={"privileged": True})
     assert "for containers" in refused(kind="vm", memory=128 * MIB, limits={"processes": 5})
     assert clean.state_of("no") == "absent"
+
+
+def test_directories_of_the_host_come_and_go(clean: Daemon, tmp_path: Path) -> None:
+    for name in ("data", "fixed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    clean.atoll(
+        "launch", "tiny", "cell", "--container", "-m", "64MiB", "--mount", f"{tmp_path}/fixed:/srv/fixed:ro"
+    )
+    assert clean.exec("cell", "cat", "/srv/fixed/file").out == "fixed"
+    assert clean.exec("cell", "touch", "/srv/fixed/new", check=False).code != 0
+    clean.exec("cell", "sh", "-c", "ln -s /etc /link; mkdir /inner")
+    clean.atoll("mount", "add", "cell", f"{tmp_path}/data:/a/new/place")
+    assert clean.exec("cell", "cat", "/a/new/place/file").out == "data"
+    clean.exec("cell", "sh", "-c", "echo written > /a/new/place/more; stat -c %u /a/new/place/file")
+    written = tmp_path / "data/more"
+    assert (written.read_text(), written.stat().st_uid) == ("written\n", 0)
+    assert "has something on" in clean.atoll("mount", "add", "cell", "/srv:/a/new/place", check=False).err
+    assert clean.atoll("mount", "add", "cell", f"{tmp_path}/none:/b", check=False).code != 0
+    assert [m["path"] for m in clean.show("cell")["instance"]["spec"]["container"]["mounts"]] == [
+        "/srv/fixed", "/a/new/place",
+    ]  # fmt: skip
+    clean.act("cell", "restart", {"grace": 0})
+    assert clean.exec("cell", "cat", "/a/new/place/more").out == "written\n"
+    clean.atoll("mount", "remove", "cell", "/a/new/place")
+    assert clean.exec("cell", "ls", "/a/new/place").out == ""
+    assert written.exists()
+    assert "nothing mounted" in clean.atoll("mount", "remove", "cell", "/a/new/place", check=False).err
+    assert str(tmp_path) not in Path("/proc/mounts").read_text()
+    clean.atoll("mount", "add", "cell", f"{tmp_path}/data:/link/inside")
+    assert clean.exec("cell", "cat", "/etc/inside/file").out == "data", "its own links lead where they lead in it"
+    assert not Path("/etc/inside").exists()

@@ -62,7 +62,7 @@ class Launch:
         spec = msgspec.structs.replace(args.spec, power=Power.ON if args.start else Power.OFF)
         id = InstanceId(new_uuid())
         sources = await self._here.supplies.find(args.project, spec, args.volumes)
-        check_kind(spec, sources.manifest, seed=args.seed)
+        check_kind(spec, seed=args.seed)
         check(spec, sources, self._here.host)
         self._here.check_limits(spec.kind, spec.limits)
         work.about(id=id)

@@ -1,11 +1,13 @@
 """liblxc's configuration of one container, as a pure function of its plan. Format: lxc.container.conf(5)."""
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from atoll.base.errors import Invalid
+from atoll.instance.engines.container.emulation import emulated
 from atoll.instance.model import BootPlan, ContainerPlan
 from atoll.storage.model import FOREIGN_BASE, FOREIGN_IDS
 
@@ -38,6 +40,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     root: Path
     console: Path
     up: Path
+    go: Path
     seccomp: Path
     apparmor: bool = False
 
@@ -68,7 +71,7 @@ def lines(plan: BootPlan, place: Place, groups: Iterable[Line], *, v2: bool) -> 
         ("lxc.pty.max", "1024"),
         ("lxc.tty.max", "0"),
         ("lxc.hook.version", "1"),
-        ("lxc.hook.start-host", f"/bin/echo $LXC_PID >{place.up}"),
+        ("lxc.hook.start-host", _hook(plan, place)),
         ("lxc.seccomp.profile", str(place.seccomp)),
         ("lxc.cap.drop", " ".join(DROPPED)),
         *_identity(plan.container),
@@ -82,6 +85,21 @@ def lines(plan: BootPlan, place: Place, groups: Iterable[Line], *, v2: bool) -> 
         if "\n" in key + value:
             raise Invalid(f"{key} cannot be {value!r}")
     return found
+
+
+def is_prepared(plan: BootPlan) -> bool:
+    """Whether something is done in it between its setting up and its first program."""
+    assert plan.container is not None
+    own = plan.container.spec
+    return bool(own.mounts or own.hold or emulated(plan.hardware.cpu))
+
+
+def _hook(plan: BootPlan, place: Place) -> str:
+    """Tells its first process's pid when all is set up, and waits where something is to be done in it."""
+    told = f"echo $LXC_PID >{shlex.quote(str(place.up))}"
+    if not is_prepared(plan):
+        return f"/bin/{told}"
+    return f"/bin/sh -c {shlex.quote(f'{told}; read go <{shlex.quote(str(place.go))}')}"
 
 
 def text(lines: Iterable[Line]) -> str:

@@ -69,16 +69,6 @@ def cpu_of(arch: str) -> str:
     return _MARK + arch
 
 
-def check_init(arch: str) -> None:
-    """Raises Lacking where a first program for that machine could not start: nothing is registered in a container
-    before it runs."""
-    if arch and not _registered(arch):
-        raise Lacking(
-            f"its init is for {arch}, which this host's binfmt_misc does not know",
-            hint=f"apt-get install qemu-user-static binfmt-support; or a program: atoll run IMAGE --arch {arch} -- ...",
-        )
-
-
 def qemu_of(arch: str) -> Path:
     """Static, for a container has not the host's libraries. Raises Lacking."""
     found = shutil.which(f"qemu-{arch}-static") if arch in MACHINES else None

@@ -30,14 +30,24 @@ from atoll.instance.engine import (
     Stats,
     Stream,
 )
-from atoll.instance.engines.container import adopt, emulation, exitreason, inside, launch, nics, sessions, stats
+from atoll.instance.engines.container import (
+    adopt,
+    emulation,
+    exitreason,
+    inside,
+    launch,
+    mounts,
+    nics,
+    sessions,
+    stats,
+)
 from atoll.instance.engines.container.adopt import Trace
 from atoll.instance.engines.container.groups import Groups
 from atoll.instance.engines.container.guest import Guest, sweep
 from atoll.instance.engines.container.rundir import Handle, RunDir, names_of, tail
 from atoll.instance.engines.container.workshop import Workshop
 from atoll.instance.engines.qemu.feed import Feed
-from atoll.instance.model import BootPlan, Hardware, Kind, Limits, NicPlan, State
+from atoll.instance.model import BootPlan, Hardware, Kind, Limits, MountSpec, NicPlan, State
 
 _END_IN = 10.0
 MACHINE = "lxc"
@@ -164,10 +174,8 @@ class Containers:
         self._changed(guest)
 
     async def _launch(self, plan: BootPlan) -> Guest:
-        run, foreign = self._dir(plan), emulation.emulated(plan.hardware.cpu)
+        run = self._dir(plan)
         monitor: Process | None = None
-        if plan.container is not None and not plan.container.spec.hold:
-            emulation.check_init(foreign)
         try:
             run.make()
             cpus = launch.cpus(plan.cpus, self._load())
@@ -178,9 +186,12 @@ class Containers:
                 monitor = await self._workshop.do(launch.order(plan, run, self._groups))
                 if monitor is None:
                     raise Broken(f"{plan.name}: lxc-start ended at once")
-                handle = await up.wait(handle, monitor)
-            if foreign:
-                await emulation.register(handle.init, foreign)
+                pid = await up.pid(monitor)
+                await mounts.begin(plan, run, pid, self._workshop)
+                if foreign := emulation.emulated(plan.hardware.cpu):
+                    await emulation.register(pid, foreign)
+                up.go()
+                handle = await up.started(handle, monitor, pid)
             run.write(handle)
             return Guest(handle, run, monitor, self._groups, self._changed)
         except BaseException as error:
@@ -270,6 +281,12 @@ class Containers:
         failed = exitreason.failures(tail(run.log, 32 << 10).decode(errors="replace"))
         own = "".join(f"lxc: {line}\n" for line in failed).encode()[-limit // 4 :]
         return tail(run.console, limit - len(own)) + own
+
+    async def add_mount(self, guest: InstanceId, mount: MountSpec) -> None:
+        await mounts.add(self.guest(guest), mount, self._workshop)
+
+    async def remove_mount(self, guest: InstanceId, path: str) -> None:
+        await mounts.remove(self.guest(guest), path, self._workshop)
 
     def place(self, hardware: Hardware) -> int:
         return nics.free_slot(hardware)

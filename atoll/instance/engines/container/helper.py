@@ -12,6 +12,7 @@ a pidfd. Formats: `Start`, `Attach`, `Detach`.
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import socket
@@ -68,17 +69,17 @@ class Root(msgspec.Struct, frozen=True, kw_only=True):
 
 class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     root: Root
-    binds: tuple[Bind, ...]
     texts: tuple[Text, ...]
     owner: int
-    """Of what is made for them: the container's root."""
+    """Of those: the container's root."""
     argv: tuple[str, ...]
     env: dict[str, str]
     log: str
 
 
 class Attach(msgspec.Struct, frozen=True, kw_only=True, tag="attach"):
-    """Into the container whose first process is `pid`."""
+    """Into the container whose first process is `pid`: also one that is about to begin. (What is mounted before a
+    container has its user namespace, nobody could ever unmount in it: mount_namespaces(7), MNT_LOCKED.)"""
 
     pid: int
     owner: int
@@ -170,9 +171,6 @@ def start(order: Start) -> None:
     checked(_libc.unshare(_NEWNS), "unshare")
     mount("none", "/", "none", _MS_REC | _MS_PRIVATE)
     top = os.open(assemble(order.root), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    for bind in order.binds:
-        tree = clone_mount(Path(bind.source), bind.extents, read_only=bind.read_only)
-        move(tree, beneath.made(top, bind.path, order.owner))
     for text in order.texts:
         write(top, text, order.owner)
     mount(f"{order.root.at}/root", ROOT, "none", _MS_BIND | _MS_REC)
@@ -202,7 +200,11 @@ def attach(order: Attach) -> None:
 
 def detach(order: Detach) -> None:
     enter(order.pid)
-    checked(_libc.umount2(order.path.encode(), _UMOUNT_NOFOLLOW), order.path)
+    try:
+        checked(_libc.umount2(order.path.encode(), _UMOUNT_NOFOLLOW), order.path)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):  # its own root took it away already
+            raise
 
 
 ACTS: dict[type, Callable[..., None]] = {Start: start, Attach: attach, Detach: detach}

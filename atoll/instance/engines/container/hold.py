@@ -56,13 +56,17 @@ def program(machine: str) -> bytes:
     return header + struct.pack("<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, size, size, 0x1000) + body
 
 
-def lay(run: Path) -> Path:
-    """The directory that is mounted on FOLDER, in a run directory. Blocks. Raises Lacking."""
-    at = run / "hold"
+def place(run: Path) -> Path:
+    """The directory that is mounted on FOLDER, in a run directory."""
+    return run / "hold"
+
+
+def lay(run: Path) -> None:
+    """Make it. Blocks. Raises Lacking."""
+    at = place(run)
     made = program(os.uname().machine)
     with files.translated("lay out what holds a container"):
         at.mkdir(mode=0o755, exist_ok=True)
         path = at / Path(PROGRAM).name
         path.write_bytes(made)
         path.chmod(0o755)
-    return at

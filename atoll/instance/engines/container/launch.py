@@ -57,7 +57,13 @@ def device_of(path: Path) -> str:
 def configure(plan: BootPlan, run: RunDir, groups: Groups, chosen: tuple[int, ...]) -> None:
     """Write what liblxc reads."""
     assert plan.container is not None
-    place = Place(root=Path(ROOT), console=run.console, up=run.up, seccomp=run.seccomp, apparmor=_has_apparmor())
+    place = Place(
+        root=Path(ROOT), console=run.console, up=run.up, go=run.go, seccomp=run.seccomp, apparmor=_has_apparmor()
+    )
+    if config.is_prepared(plan):
+        os.mkfifo(run.go, 0o600)
+    if plan.container.spec.hold:
+        hold.lay(run.path)
     own = [*groups.lines(run.name), *groups.config(limit(plan, chosen))]
     with translated("write a container's configuration"):
         run.seccomp.write_text(config.seccomp(nesting=plan.container.spec.nesting))
@@ -77,15 +83,9 @@ def order(plan: BootPlan, run: RunDir, groups: Groups) -> Start:
         "Delegate=yes",
         "--",
     ]
-    spec = plan.container.spec
-    held = []
-    if spec.hold:
-        source = str(hold.lay(run.path))
-        held = [Bind(source=source, path=hold.FOLDER, extents=((0, plan.container.ids, 65536),), read_only=True)]
-    command = (hold.PROGRAM,) if spec.hold else spec.command
+    command = (hold.PROGRAM,) if plan.container.spec.hold else plan.container.spec.command
     return Start(
         root=Root(at=str(run.mounts), volume=layers[0], lowers=tuple(layers[1:]), extents=extents),
-        binds=(*held, *(bind(mount, plan.container.ids) for mount in spec.mounts)),
         texts=texts(plan),
         owner=plan.container.ids,
         argv=(*(scope if groups.scoped else ()), *tools.start(run, command)),
@@ -124,6 +124,7 @@ class Up:
 
     def __init__(self, run: RunDir) -> None:
         self._run, self._fd = run, -1
+        self._opened: list[int] = []
 
     def __enter__(self) -> Self:
         self._fd = os.open(self._run.up, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -133,13 +134,14 @@ class Up:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         asyncio.get_running_loop().remove_reader(self._fd)
-        os.close(self._fd)
+        for fd in (self._fd, *self._opened):
+            os.close(fd)
 
-    async def wait(self, handle: Handle, monitor: Process) -> Handle:
-        """Once its first program runs. Raises Died, Unreachable."""
+    async def pid(self, monitor: Process) -> int:
+        """Once it is set up: its first process, which is not a program yet. Raises Died."""
         loop, told = asyncio.get_running_loop(), asyncio.Event()
         loop.add_reader(self._fd, told.set)
-        gone, until = monitor.watch(), monotonic() + UP_IN
+        gone = monitor.watch()
         heard = asyncio.ensure_future(told.wait())
         ends: set[asyncio.Future[Any]] = {gone, heard}
         try:
@@ -147,18 +149,28 @@ class Up:
         finally:
             heard.cancel()
             loop.remove_reader(self._fd)
-        pid = 0
         with contextlib.suppress(BlockingIOError, ValueError, IndexError):
-            pid = int(os.read(self._fd, 64).split()[0])
-        while pid and _STARTED not in (said := tail(self._run.log, 16 << 10)):
+            return int(os.read(self._fd, 64).split()[0])
+        raise Died
+
+    def go(self) -> None:
+        """Let it begin, where it waits for that."""
+        if self._run.go.exists():
+            fd = os.open(self._run.go, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.write(fd, b"go\n")
+            self._opened.append(fd)
+
+    async def started(self, handle: Handle, monitor: Process, pid: int) -> Handle:
+        """Once its first program runs. Raises Died, Unreachable."""
+        gone, until = monitor.watch(), monotonic() + UP_IN
+        while _STARTED not in (said := tail(self._run.log, 16 << 10)):
             if gone.done() or _FAILED in said:
                 break
             if monotonic() > until:
                 raise Unreachable(f"{handle.plan.name} was not started within {UP_IN:.0f} s")
             await asyncio.sleep(0.001)
         else:
-            if pid:
-                return born(handle, monitor, pid)
+            return born(handle, monitor, pid)
         raise Died
 
 

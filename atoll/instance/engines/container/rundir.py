@@ -5,7 +5,7 @@ RUN/ID.GENERATION/            ours alone; liblxc's name for the container is ID.
     exit.json                 how it ended, once it has
     config  seccomp           what liblxc reads
     lxc.log  console.log      what liblxc and the container's console said
-    up                        a pipe that says when it is set up
+    up  go                    pipes: that it is set up; that it may begin, where something is to be mounted before
     mounts/                   where its file systems are mounted, in its monitor's own mount namespace
 """
 
@@ -57,7 +57,7 @@ class RunDir:
         self.path = root / self.name
         self.config, self.seccomp = self.path / "config", self.path / "seccomp"
         self.log, self.console = self.path / "lxc.log", self.path / "console.log"
-        self.up, self.mounts = self.path / "up", self.path / "mounts"
+        self.up, self.go, self.mounts = self.path / "up", self.path / "go", self.path / "mounts"
 
     def make(self) -> None:
         """Empty, whatever was there before. Raises Exhausted, Lacking, Broken."""
