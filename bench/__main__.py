@@ -21,6 +21,7 @@ from bench.report import Row, markdown, text
 NAMES = {
     "engine": "Starting a guest",
     "launch": "Launching an instance",
+    "containers": "Containers",
     "daemon": "The daemon",
     "api": "10,000 instances",
     "store": "The store",

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from litestar import Litestar, Request, Response
 from litestar.exceptions import HTTPException
-from litestar.handlers import HTTPRouteHandler
+from litestar.handlers import HTTPRouteHandler, WebsocketRouteHandler
 
 from atoll.api import errors
 from atoll.api.access import caller, guard
@@ -18,12 +18,14 @@ from atoll.api.routes import (
     guests,
     imports,
     instances,
+    mounts,
     networks,
     operations,
     parcels,
     resources,
     root,
     screens,
+    sessions,
     storage,
 )
 from atoll.api.services import Services
@@ -34,7 +36,16 @@ log = logging.getLogger(__name__)
 WEBSOCKETS = {
     guests.CONSOLE: "The serial console: binary frames both ways; ends with a close reason",
     screens.SHELL: "A login over the network: binary frames both ways, text frames tell a new size",
+    sessions.SESSION: "A program in a container: a command first, then frames both ways; ends with its exit code",
 }
+
+
+def sockets(services: Services) -> list[WebsocketRouteHandler]:
+    return [
+        guests.console_handler(services),
+        screens.shell_handler(services),
+        sessions.session_handler(services),
+    ]
 
 
 def all_routes(version: str) -> list[Route]:
@@ -61,6 +72,7 @@ def all_routes(version: str) -> list[Route]:
         *imports.routes,
         *parcels.routes,
         *networks.routes,
+        *mounts.routes,
     ]
     return found
 
@@ -105,7 +117,7 @@ def build_litestar(services: Services) -> Litestar:
 
     handlers = [*methods.handlers(), *(route.bind(services) for route in routes)]
     return Litestar(
-        route_handlers=[*handlers, guests.console_handler(services), screens.shell_handler(services)],
+        route_handlers=[*handlers, *sockets(services)],
         exception_handlers={
             AtollError: _ours,
             HTTPException: framework,

@@ -25,7 +25,8 @@ ELSEWHERE = {
     "name": "use atoll rename NAME NEW",
     "power": "use atoll start or atoll stop",
     **dict.fromkeys(
-        ("image", "machine", "accel", "forkable", "kind", "root.pool", "root.size", "nics", "host"), FIXED
+        ("image", "machine", "accel", "forkable", "kind", "container", "root.pool", "root.size", "nics", "host"),
+        FIXED,
     ),
 }
 WHOLE = ("limits", "autostart")

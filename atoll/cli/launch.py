@@ -10,7 +10,7 @@ import msgspec
 from atoll.base.errors import Absent, AtollError, Invalid, Unreachable
 from atoll.base.names import check_label, did_you_mean, image_name
 from atoll.base.units import parse_duration
-from atoll.cli import keys, output, seeds
+from atoll.cli import containers, keys, output, seeds
 from atoll.cli.commands import command
 from atoll.cli.completing import images, launchable, networks, volumes
 from atoll.cli.context import run
@@ -46,6 +46,7 @@ ALIASES = {"disk": "root.size", "pool": "root.pool", "network": "nics"}
         "atoll launch debian/12 web --ssh-key ~/.ssh/id_ed25519.pub --cloud-init web.yaml",
         "atoll launch --empty --disk 10GiB --cdrom installer --name new",
         "atoll launch tiny shop --volume data --volume logs,bus=scsi,cache=none",
+        "atoll launch tiny cell --container --mount /srv/www:/var/www:ro",
         "atoll launch tiny www --port 8080:80 --nic network=lan,address=10.1.2.30,group=web,up=100Mbit",
     ],
 )
@@ -76,6 +77,7 @@ ALIASES = {"disk": "root.size", "pool": "root.pool", "network": "nics"}
 @click.option("--accel", metavar="KIND", help="auto, kvm or tcg.")
 @click.option("--firmware", metavar="KIND", help="auto, bios, uefi or direct.")
 @click.option("--hardware", metavar="KIND", help="virtio, or compatible: AHCI disk and e1000 NIC.")
+@containers.options
 @click.option("--empty", is_flag=True, help="No image: an empty disk, for an installation.")
 @click.option(
     "--cdrom", metavar="IMAGE", shell_complete=images, help="Image with an ISO file, in its CD-ROM drive."
@@ -152,6 +154,7 @@ def spec_of(image: str, options: dict[str, Any]) -> "InstanceSpec":
         if options.get(option) is not None
     ]
     wanted = keys.parse([*pairs, *options["pairs"]], InstanceSpec, aliases=ALIASES, elsewhere=ELSEWHERE)
+    wanted |= containers.spec_of(options)
     if options["nets"]:
         wanted["nics"] = [{"network": net} for net in options["nets"]]
     for flag in ("forkable", "boot_cdrom"):
@@ -253,7 +256,10 @@ async def ensure_image(client: "Client", waiting: Waiting, name: str) -> None:
 
 
 async def _has_agent(client: "Client", view: "InstanceView") -> bool:
-    """Whether its image has an agent to wait for; taken for granted where the image has no name any more."""
+    """Whether its image has an agent to wait for; taken for granted where the image has no name any more. Nothing
+    is waited for in a container: it is as ready as its programs."""
+    if view.instance.spec.kind == "container":
+        return False
     if not view.instance.image:
         return False
     try:

@@ -29,8 +29,17 @@ def plight(view: "InstanceView") -> str:
     return f" ({view.status.reason})" if view.status.reason and state in ("paused", "broken") else ""
 
 
+PRIVILEGED = ", PRIVILEGED"
+
+
+def kind_of(view: "InstanceView") -> str:
+    """A privileged container is marked wherever it is seen."""
+    return str(view.instance.spec.kind) + (PRIVILEGED if view.instance.spec.container.privileged else "")
+
+
 COLUMNS = [
     Column("NAME", lambda view: view.name),
+    Column("KIND", kind_of),
     Column("STATE", lambda view: str(view.status.state) + plight(view), coloured=True),
     Column("IMAGE", lambda view: view.instance.spec.image),
     Column("CPUS", lambda view: str(view.instance.spec.cpus), right=True),

@@ -28,6 +28,7 @@ SECTIONS = {
         "delete": Entry("atoll.cli.power:delete", "Remove instances and their disks"),
     },
     "In an instance": {
+        "run": Entry("atoll.cli.runner:run_", "Run a program in a container of its own"),
         "exec": Entry("atoll.cli.execute:exec_", "Run a program in an instance"),
         "shell": Entry("atoll.cli.console:shell", "Log in to an instance"),
         "console": Entry("atoll.cli.console:console", "Attach to an instance's serial console"),
@@ -46,6 +47,7 @@ SECTIONS = {
     "Images, networks, storage": {
         "image": Entry("atoll.cli.image_files:image", "Build, import, list and remove images"),
         "network": Entry("atoll.cli.network:network", "Networks, port forwards, security groups"),
+        "mount": Entry("atoll.cli.mount:mount", "Directories of the host in containers: add, remove"),
         "nic": Entry("atoll.cli.nic:nic", "NICs of instances: add, remove, change"),
         "pool": Entry("atoll.cli.storage:pool", "Storage pools"),
         "volume": Entry("atoll.cli.storage:volume", "Volumes: disks of their own, to attach and detach"),

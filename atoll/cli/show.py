@@ -12,6 +12,7 @@ from atoll.cli import output, seeds
 from atoll.cli.commands import command
 from atoll.cli.completing import instances
 from atoll.cli.context import run
+from atoll.cli.listing import kind_of
 from atoll.cli.output import Section
 from atoll.cli.settings import Settings
 
@@ -73,6 +74,7 @@ def _head(view: "InstanceView") -> Section:
             ("description", view.instance.spec.description),
             ("state", f"{status.state}{reason}, for {output.age(status.since)}"),
             ("image", f"{view.instance.spec.image} ({view.instance.image[:19]})" if view.instance.image else ""),
+            ("kind", kind_of(view)),
             ("id", view.id),
             ("created", f"{output.local_time(view.instance.created)} ({output.age(view.instance.created)} ago)"),
             ("host", status.host),
@@ -99,8 +101,27 @@ def _wanted(view: "InstanceView") -> Section:
             ("autostart", auto if start.enabled else "no"),
             ("power", f"wanted {spec.power}"),
             ("forkable", "yes" if spec.forkable else ""),
+            *_container(view),
         ],
     )
+
+
+def _container(view: "InstanceView") -> list[tuple[str, str]]:
+    spec = view.instance.spec
+    if spec.kind != "container":
+        return []
+    own, limits = spec.container, spec.limits
+    sizes = (("soft memory", limits.memory_soft), ("swap", limits.swap))
+    rates = (("disk read", limits.disk_read), ("disk write", limits.disk_write))
+    return [
+        ("PRIVILEGED", "its root is the host's root" if own.privileged else ""),
+        ("nesting", "yes" if own.nesting else ""),
+        *(("mount", f"{m.source} on {m.path}{' (read only)' if m.read_only else ''}") for m in own.mounts),
+        ("command", " ".join(own.command)),
+        *((f"{name} limit", show_size(size) if size is not None else "") for name, size in sizes),
+        ("processes", str(limits.processes) if limits.processes else ""),
+        *((f"{name} limit", f"{show_size(rate)}/s" if rate else "") for name, rate in rates),
+    ]
 
 
 def _hardware(view: "InstanceView") -> Section:
@@ -129,6 +150,8 @@ def _hardware(view: "InstanceView") -> Section:
 
 
 def _boots(view: "InstanceView") -> str:
+    if view.instance.spec.kind == "container":
+        return "on its host's kernel"
     way = {"direct": "its kernel directly", "bios": "by BIOS", "uefi": "by UEFI"}[view.instance.hardware.firmware]
     return f"{way} ({view.instance.hardware.uefi})" if view.instance.hardware.uefi else way
 

@@ -4,6 +4,7 @@ from atoll.client.client import Client
 from atoll.client.console import Console
 from atoll.client.endpoint import Endpoint
 from atoll.client.problems import NotRunning
+from atoll.client.session import ExecSession
 from atoll.client.wire import (
     GroupView,
     HostView,
@@ -20,8 +21,8 @@ from atoll.client.wire import (
 from atoll.image.model import Image, serves
 from atoll.instance.book import InstanceView
 from atoll.instance.cloudstate import CloudState
-from atoll.instance.engine import Outcome, Stats
-from atoll.instance.model import CloudInit, Disk, DiskUse, InstanceSpec, NicSpec, State
+from atoll.instance.engine import Command, Ended, Outcome, Stats
+from atoll.instance.model import CloudInit, Disk, DiskUse, InstanceSpec, MountSpec, NicSpec, State
 from atoll.instance.verbs.args import Changes, Fitting, HostPort, NicChanges
 from atoll.network.groups import GroupRule
 from atoll.network.model import Bandwidth, Forward, Mode
@@ -34,10 +35,13 @@ __all__ = [
     "Client",
     "CloudInit",
     "CloudState",
+    "Command",
     "Console",
     "Disk",
     "DiskUse",
+    "Ended",
     "Endpoint",
+    "ExecSession",
     "Fitting",
     "Forward",
     "GroupRule",
@@ -49,6 +53,7 @@ __all__ = [
     "InstanceSpec",
     "InstanceView",
     "Mode",
+    "MountSpec",
     "NetworkBody",
     "NetworkView",
     "NewToken",

@@ -3,13 +3,16 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
+import msgspec
+
 from atoll.client.console import Console
+from atoll.client.session import ExecSession
 from atoll.client.transport import Query, Transport, decode, path_of
 from atoll.client.wire import ExecBody, InsertBody, LaunchBody, Pushed, RenameBody, RestartBody, Screen, StopBody
 from atoll.instance.book import InstanceView
 from atoll.instance.cloudstate import CloudState
-from atoll.instance.engine import Outcome, Stats
-from atoll.instance.model import CloudInit, DiskUse, InstanceSpec, State
+from atoll.instance.engine import Command, Outcome, Stats
+from atoll.instance.model import CloudInit, DiskUse, InstanceSpec, MountSpec, State
 from atoll.instance.verbs.args import GRACE, Changes
 from atoll.operation.model import Operation
 
@@ -164,6 +167,13 @@ class Instances:
         """Put the disc of an image into its CD-ROM drive, in place of what is there."""
         return await self._act(name, "insert", InsertBody(image=image))
 
+    async def add_mount(self, name: str, mount: MountSpec) -> Operation:
+        """A directory of the host into a container."""
+        return await self._transport.change("POST", self._path(name, "mounts"), Operation, body=mount)
+
+    async def remove_mount(self, name: str, path: str) -> Operation:
+        return await self._transport.change("DELETE", self._path(name, "mounts"), Operation, query={"path": path})
+
     @asynccontextmanager
     async def shell(self, name: str, *, user: str, columns: int, rows: int) -> AsyncIterator[Console]:
         """A login over the network, from its host. Raises Refused, Unreachable at the first read where there is
@@ -171,6 +181,13 @@ class Instances:
         query: Query = {"user": user, "columns": columns, "rows": rows}
         async with self._transport.websocket(self._path(name, "shell"), query) as socket:
             yield Console(socket)
+
+    @asynccontextmanager
+    async def session(self, name: str, command: Command) -> AsyncIterator[ExecSession]:
+        """A program to talk to while it runs: containers have that. Raises Refused at the first read where not."""
+        async with self._transport.websocket(self._path(name, "session")) as socket:
+            await socket.send_str(msgspec.json.encode(command).decode())
+            yield ExecSession(socket)
 
     @asynccontextmanager
     async def console(self, name: str) -> AsyncIterator[Console]:

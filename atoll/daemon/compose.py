@@ -7,10 +7,12 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from atoll import __version__
 from atoll.api.services import Services
 from atoll.api.tokens import TokenBook
+from atoll.base.ids import InstanceId
 from atoll.base.units import parse_duration, parse_size
 from atoll.client.wire import RecipeView
 from atoll.daemon import identity
@@ -34,12 +36,16 @@ from atoll.instance.book import InstanceBook
 from atoll.instance.boots import Boots
 from atoll.instance.catalog import Catalog
 from atoll.instance.dock import Dock
+from atoll.instance.engine import Engine, Observed
+from atoll.instance.engines.container.engine import Containers
+from atoll.instance.engines.container.groups import Groups, trees
 from atoll.instance.engines.qemu.engine import Qemu
 from atoll.instance.here import Here
 from atoll.instance.keeper import Keeper
 from atoll.instance.model import Kind, State
 from atoll.instance.outbox import Outbox
 from atoll.instance.parcels import Parcels
+from atoll.instance.ranges import Ranges
 from atoll.instance.seeds import SeedBook
 from atoll.instance.shell import Shells
 from atoll.instance.supplies import Supplies
@@ -52,6 +58,7 @@ from atoll.instance.verbs.exporting import Export, parcel_undoers
 from atoll.instance.verbs.importing import ImportInstance
 from atoll.instance.verbs.launch import Launch
 from atoll.instance.verbs.media import Eject, Insert
+from atoll.instance.verbs.mount import AddMount, RemoveMount
 from atoll.instance.verbs.nic import AddNic, RemoveNic, SetNic
 from atoll.instance.verbs.power import Pause, Restart, Resume, Revive, Start, Stop
 from atoll.network.book import NetworkBook
@@ -78,6 +85,11 @@ BOOT = Key("/daemon/boot")
 """The host's boot whose instances were started: another one means that the host was restarted since."""
 
 
+class RunsGuests(Engine, Protocol):
+    def trim_logs(self) -> None:
+        """Keep every guest's logs bounded."""
+
+
 @dataclass(frozen=True, slots=True)
 class Atoll:
     """Everything of one daemon, wired. `rebooted`: the host was restarted, and its instances not yet started."""
@@ -85,7 +97,7 @@ class Atoll:
     services: Services
     local: Store
     keeper: Keeper
-    engine: Qemu
+    engines: Mapping[Kind, RunsGuests]
     probe: AccelProbe
     library: Library
     networks: Realised
@@ -100,7 +112,19 @@ class Atoll:
 
     async def idle(self) -> bool:
         """Whether no guest runs."""
-        return all(seen.state is State.STOPPED for seen in (await self.engine.observe()).values())
+        found = [await engine.observe() for engine in self.engines.values()]
+        return all(seen.state is State.STOPPED for guests in found for seen in guests.values())
+
+    async def adopt(self) -> dict[InstanceId, Observed]:
+        """Hold what runs again, of every engine."""
+        found: dict[InstanceId, Observed] = {}
+        for engine in self.engines.values():
+            found |= await engine.adopt()
+        return found
+
+    def trim_logs(self) -> None:
+        for engine in self.engines.values():
+            engine.trim_logs()
 
 
 @contextlib.asynccontextmanager
@@ -126,16 +150,16 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
         probe = kernels.probe = AccelProbe(paths.state / "accel.json", kernels)
         held.push_async_callback(probe.close)
         await kernels.changed()
-        engine = _engine(paths, me.tag, probe)
-        held.push_async_callback(engine.close)
+        engines = _engines(paths, me.tag, probe)
+        held.push_async_callback(_close, engines)
         boots = Boots(paths.state / "instances", library, SeedBook(shared))
         wires = _wires(networks, GroupBook(shared), realised)
         nouns = (shared, images, library, storage, pools, networks, realised.driver, me.id)
         supplies = Supplies(*nouns, wires.raising, wires.groups, wires.enforcer, boots)
-        uids = Uids(local, me.tag) if os.geteuid() == 0 else None
+        uids, ranges = (Uids(local, me.tag), Ranges(local, me.tag)) if os.geteuid() == 0 else (None, None)
         memory = MemoryNow(parse_size(config.limits.memory_reserve), config.limits.memory_overcommit)
         book = await _swept(InstanceBook(shared), boots)
-        here = Here(me.id, book, {Kind.VM: engine}, supplies, uids, memory, events)
+        here = Here(me.id, book, engines, supplies, uids, memory, events, ranges)
         _teach(operations, here, library, kernels, parse_networks(config.images.private))
         _teach_networks(operations, wires)
         catalog = await held.enter_async_context(Catalog(shared))
@@ -163,7 +187,7 @@ async def compose(paths: Paths, config: Config, hook: Hook = nothing) -> AsyncIt
             parcels=await _teach_parcels(operations, here, paths, config),
             recipes=tuple(RecipeView(name=name, description=about(one)) for name, one in _recipes(config).items()),
         )
-        yield Atoll(services, local, keeper, engine, probe, library, realised, rebooted)
+        yield Atoll(services, local, keeper, engines, probe, library, realised, rebooted)
 
 
 def _recipes(config: Config) -> Mapping[str, Recipe]:
@@ -220,6 +244,8 @@ def _teach(operations: Operations, here: Here, library: Library, kernels: Kernel
         AddNic(here),
         RemoveNic(here),
         SetNic(here),
+        AddMount(here),
+        RemoveMount(here),
         undoers=undoers(here),
     )
     _teach_storage(operations, _yard(here), here)
@@ -262,8 +288,19 @@ def _teach_networks(operations: Operations, wires: Wires) -> None:
     )
 
 
-def _engine(paths: Paths, tag: str, probe: AccelProbe) -> Qemu:
-    return Qemu(paths.run, host_tag=tag, cgroups=scopes.detect(tag) or cgroups.detect(tag), accel=probe.settled)
+async def _close(engines: Mapping[Kind, RunsGuests]) -> None:
+    for engine in engines.values():
+        await engine.close()
+
+
+def _engines(paths: Paths, tag: str, probe: AccelProbe) -> dict[Kind, RunsGuests]:
+    """Containers take a root's daemon; what else they take, they say when one is launched."""
+    scoped = scopes.detect(tag)
+    vms = Qemu(paths.run, host_tag=tag, cgroups=scoped or cgroups.detect(tag), accel=probe.settled)
+    if os.geteuid() != 0:
+        return {Kind.VM: vms}
+    groups = Groups(tag, trees(), scoped=scoped is not None)
+    return {Kind.VM: vms, Kind.CONTAINER: Containers(paths.state / "containers", groups)}
 
 
 @dataclass(frozen=True, slots=True)

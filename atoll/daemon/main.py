@@ -77,7 +77,7 @@ async def run(paths: Paths, config: Config, hook: Hook = nothing) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with compose(paths, config, hook) as atoll, contextlib.AsyncExitStack() as held:
-        found = await atoll.engine.adopt()
+        found = await atoll.adopt()
         atoll.keeper.start()
         atoll.services.operations.hold()
         serving = await serve(
@@ -121,7 +121,7 @@ async def _recover(atoll: Atoll, found: Mapping[InstanceId, Observed]) -> None:
 async def _trim(atoll: Atoll) -> None:
     while True:
         await asyncio.sleep(TRIM)
-        await asyncio.to_thread(atoll.engine.trim_logs)
+        await asyncio.to_thread(atoll.trim_logs)
 
 
 def main(argv: Sequence[str] | None = None, hook: Hook = nothing) -> None:

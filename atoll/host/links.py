@@ -116,6 +116,31 @@ class Links:
 
         await _work(work)
 
+    async def make_veth(
+        self, name: str, *, peers: Sequence[str], mac: str, bridge: str, mtu: int, alias: str
+    ) -> str:
+        """A pair: `name` is up on `bridge`, the other end has `mac` and the first free name of `peers`, which is
+        returned; "" where it is in another network namespace already."""
+
+        def work(ip: Netlink) -> str:
+            link = self._owned(_get(ip, name), name, "veth", alias=alias)
+            if link is None:
+                peer = next((each for each in peers if _get(ip, each) is None), "")
+                if not peer:
+                    raise Broken(f"every link name for the guest's end of {name} is taken", hint="ip link show")
+                other = {"ifname": peer, "address": mac, "mtu": mtu, "group": self.group}
+                ip.link("add", ifname=name, kind="veth", peer=other, group=self.group, mtu=mtu)
+            else:
+                peer = _other_end(ip, name)
+            link, master = _present(ip, name), _present(ip, bridge)
+            wanted = Link(link.index, name, "veth", alias, link.mac, mtu, self.group, master.index, True)
+            if link != wanted:
+                settings = {"group": self.group, "ifalias": alias, "mtu": mtu, "master": master.index}
+                ip.link("set", index=link.index, state="up", **settings)
+            return peer
+
+        return await _work(work)
+
     async def make_ifb(self, name: str, *, alias: str) -> None:
         """A link that is up, through whose queue other links' traffic is led. It has no addresses."""
 
@@ -260,6 +285,14 @@ def _join(ip: Netlink, index: int, bridge: int) -> None:
     the packet filter would not see it (br_handle_frame)."""
     ip.link("set", index=index, master=bridge)
     ip.link("set", index=index, kind="bridge_slave", group_fwd_mask=_LLDP)
+
+
+def _other_end(ip: Netlink, name: str) -> str:
+    """Of a veth pair; "" where it is in another namespace."""
+    found = ip.link("get", ifname=name)[0]
+    if found.get("link_netnsid") is not None:
+        return ""
+    return str(ip.link("get", index=found.get("link"))[0].get("ifname"))
 
 
 def _dump(ip: Netlink, **where: int) -> list[Link]:

@@ -32,7 +32,8 @@ class Pty:
         try:
             _size(own, columns, rows)
             os.set_blocking(own, False)
-            setsid = str(find("setsid"))  # the terminal becomes the session's own
+            # The terminal becomes the session's own. Of a session that begins here setsid would fork.
+            setsid = str(find("setsid"))
             process = await asyncio.create_subprocess_exec(
                 setsid,
                 "--ctty",
@@ -41,7 +42,6 @@ class Pty:
                 stdout=other,
                 stderr=other,
                 env=clean_env({"TERM": "xterm-256color"}),
-                start_new_session=True,
             )
         except OSError as error:
             os.close(own)
@@ -78,6 +78,21 @@ class Pty:
     def resize(self, columns: int, rows: int) -> None:
         with contextlib.suppress(OSError):
             _size(self._fd, columns, rows)
+
+    async def ended(self, timeout: float) -> bool:
+        """Whether the program ended within `timeout` seconds."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), timeout)
+        return self._process.returncode is not None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def code(self) -> int | None:
+        """Its exit status, or minus the signal that ended it. None: it runs."""
+        return self._process.returncode
 
     async def close(self) -> None:
         """End it, and whatever runs on its terminal. Once is enough; twice does no harm."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 import atoll
-from atoll.base.errors import Broken, Exhausted, Invalid, Lacking, Unreachable
+from atoll.base.errors import Broken, Exhausted, Invalid, Lacking, Refused, Unreachable
 from atoll.base.units import MiB, TiB
 from atoll.host import confined, files
 from atoll.host.confined import Bounds
@@ -226,7 +226,7 @@ def _system(facts: Facts) -> Facts:
     if _TOPS & set(facts.top) and (facts.machines or facts.shell):
         return facts
     tops = ", ".join(facts.top[:5]) or "nothing"
-    if len(facts.top) == 1:
+    if len(facts.top) == 1 and not _TOPS & set(facts.top):
         hint = f"pack it from inside that directory: tar -C {facts.top[0]} -cf ROOTFS.tar ."
     else:
         hint = "it has bin, sbin or usr at its top, and programs; a container's file system does: docker export"
@@ -241,5 +241,16 @@ async def format_of(path: Path) -> str:
 
 
 async def remove(tree: Path) -> None:
-    """A tree or a part of one, however deep, whatever is in it. Absent is success. Raises Broken."""
-    await run(("rm", "-rf", "--one-file-system", "--", str(tree)), timeout=3600)
+    """A tree or a part of one, however deep, subvolumes in it too. Absent is success.
+
+    Raises Refused where something is mounted in it, Broken.
+    """
+    if mounted := await files.in_thread(_mounted_below, tree):
+        raise Refused(f"{mounted} is mounted in what is to be removed", hint=f"umount {mounted}")
+    await run(("rm", "-rf", "--", str(tree)), timeout=3600)
+
+
+def _mounted_below(tree: Path) -> str:
+    below = f"{tree}/"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        return next((at for line in mounts if f"{(at := line.split()[4])}/".startswith(below)), "")

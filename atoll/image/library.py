@@ -24,7 +24,8 @@ from atoll.image.model import ROOTFS, File, Image, Manifest
 from atoll.image.recipes.recipe import Built, Progress, Recipe
 from atoll.image.staging import MAX_SIZE, Staging, Upload
 from atoll.storage.model import Layer
-from atoll.storage.trees import Fresh, Trees
+from atoll.storage.trees import Trees
+from atoll.storage.treestore import Fresh, TreeStore
 
 FORMATS = frozenset({"raw", "qcow2"})
 ROLES = frozenset({"disk", "kernel", "initrd", "iso", ROOTFS})
@@ -55,17 +56,24 @@ class Pruned(msgspec.Struct, frozen=True):
 
 class Library:
     """`root`: where content and builds are kept (`ROOT/blobs`, `ROOT/builds`); `cache`: for recipes' downloads;
-    `largest`: bytes of an image that is brought."""
+    `largest`: bytes of an image that is brought; `trees`: where root file systems are unpacked (`ROOT/trees`)."""
 
     def __init__(
-        self, root: Path, cache: Path, book: ImageBook, recipes: Mapping[str, Recipe], *, largest: int = MAX_SIZE
+        self,
+        root: Path,
+        cache: Path,
+        book: ImageBook,
+        recipes: Mapping[str, Recipe],
+        *,
+        largest: int = MAX_SIZE,
+        trees: TreeStore | None = None,
     ) -> None:
         self.book = book
         self.blobs = Blobs(root / "blobs")
         self._root, self._cache, self._recipes = root.absolute(), cache.absolute(), recipes
         self._builds = self._root / "builds"
         self.staging = Staging(self._root / "incoming", largest)
-        self.trees = Trees(self._root / "trees", largest=largest)
+        self.trees: TreeStore = trees or Trees(self._root / "trees", largest=largest)
         self._releasing = asyncio.Lock()
         """Held from reading which blobs records name to removing the others; nothing is released meanwhile."""
 

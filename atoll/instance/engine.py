@@ -5,12 +5,28 @@ object over the same directory finds them with `adopt`.
 """
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import msgspec
+from msgspec import Meta
 
 from atoll.base.ids import Bytes, Generation, InstanceId
-from atoll.instance.model import BootPlan, Disk, DiskPlan, Exit, Hardware, Kind, Limits, Nic, NicPlan, State, Style
+from atoll.instance.model import (
+    BootPlan,
+    Disk,
+    DiskPlan,
+    Exit,
+    Hardware,
+    Kind,
+    Limits,
+    MountSpec,
+    Nic,
+    NicPlan,
+    State,
+    Style,
+)
+
+Side = Annotated[int, Meta(ge=1, le=1000)]
 
 
 class EngineTraits(msgspec.Struct, frozen=True):
@@ -188,6 +204,51 @@ class Executes(Protocol):
         """By MAC: the addresses that the guest itself has."""
 
 
+class Command(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A program to talk to while it runs. `user`: name or number in the guest, "": root. `terminal`: columns and
+    rows of one of its own, None: pipes. `term`: what kind of terminal."""
+
+    argv: Annotated[tuple[Annotated[str, Meta(max_length=128 << 10)], ...], Meta(min_length=1, max_length=4096)]
+    env: dict[
+        Annotated[str, Meta(pattern="^[^=\\x00]+$", max_length=255)], Annotated[str, Meta(max_length=65536)]
+    ] = {}
+    user: Annotated[str, Meta(max_length=64)] = ""
+    directory: Annotated[str, Meta(max_length=4096)] = ""
+    terminal: tuple[Side, Side] | None = None
+    term: Annotated[str, Meta(pattern="^[a-zA-Z0-9._+-]{0,64}$")] = ""
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """How a program ended: exit code, and the signal where one ended it (the code is then 128 and more)."""
+
+    code: int
+    signal: int = 0
+
+
+class Session(Protocol):
+    """A running program. `read` gives (1 for output, 2 for errors; bytes), none at its end."""
+
+    async def read(self) -> tuple[int, bytes]: ...
+    async def write(self, data: bytes) -> None: ...
+    async def eof(self) -> None:
+        """It is told no more."""
+
+    def resize(self, columns: int, rows: int) -> None: ...
+    def signal(self, number: int) -> None: ...
+    async def ended(self) -> Ended: ...
+    async def close(self) -> None:
+        """End it, where it still runs."""
+
+
+@runtime_checkable
+class Opens(Protocol):
+    async def open(self, guest: InstanceId, command: Command) -> Session:
+        """Start a program. Raises Absent (no such guest or user), Refused (it does not run)."""
+
+    async def login(self, guest: InstanceId, *, user: str, columns: int, rows: int) -> Session:
+        """A login shell on a terminal. Raises as `open`."""
+
+
 class Stats(msgspec.Struct, frozen=True):
     """Counters since the guest's start: seconds, bytes, operations; `memory`: bytes of the host it holds now."""
 
@@ -221,6 +282,17 @@ class HotNics(Protocol):
 
     async def set_link(self, guest: InstanceId, slot: int, *, up: bool) -> None:
         """Its cable in or out."""
+
+
+@runtime_checkable
+class Mounts(Protocol):
+    """Directories of the host in a guest that runs."""
+
+    async def add_mount(self, guest: InstanceId, mount: MountSpec) -> None:
+        """One that is there stays. Raises Absent (no such guest or directory), Lacking, Broken."""
+
+    async def remove_mount(self, guest: InstanceId, path: str) -> None:
+        """Absent is success. Raises Absent (no such guest), Refused (it is in use)."""
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ from atoll.base.names import check_label
 from atoll.base.units import show_size
 from atoll.instance import nics
 from atoll.instance.here import Here
-from atoll.instance.model import DiskSpec, InstanceSpec, Limits, NicSpec
+from atoll.instance.model import DiskSpec, InstanceSpec, Kind, Limits, NicSpec
 from atoll.instance.parcel import DiskPart, NicPart, Parcel, travelling
 from atoll.instance.verbs.args import Fitting
 from atoll.network.model import Network
@@ -191,7 +191,7 @@ async def _kept(here: Here, project: str, nic: NicSpec, record: Network, notes: 
     """Without what somebody here has already."""
     for _ in range(len(nic.forwards) + 3):
         try:
-            wish, _ = await nics.wish(here.supplies.groups, project, nic)
+            wish, _ = await nics.wish(here.supplies.groups, project, nic, Kind.VM)
         except Absent as error:
             raise _with(error, "--without-groups leaves its security groups out") from error
         try:
@@ -213,7 +213,7 @@ async def _less(here: Here, nic: NicSpec, record: Network, error: AtollError) ->
         return msgspec.structs.replace(nic, address=""), "it has another address"
     for forward in nic.forwards:
         alone = msgspec.structs.replace(nic, forwards=(forward,), mac="", address="", groups=())
-        wish, _ = await nics.wish(here.supplies.groups, record.project, alone)
+        wish, _ = await nics.wish(here.supplies.groups, record.project, alone, Kind.VM)
         try:
             await here.supplies.networks.plan_port(record, project=record.project, instance="", name="x", wish=wish)
         except (Exists, Invalid):

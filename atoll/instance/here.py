@@ -12,10 +12,22 @@ import msgspec
 from atoll.base import clock
 from atoll.base.errors import Absent, AtollError, Broken, Conflict, Lacking, Refused
 from atoll.base.ids import Bytes, HostId
-from atoll.instance.admission import HOLDING, HostMemory, admit
+from atoll.instance.admission import HOLDING, HostMemory, admit, overhead
 from atoll.instance.book import InstanceBook, InstanceView, definition, status
 from atoll.instance.engine import Engine
-from atoll.instance.model import MAY_FOLLOW, BootPlan, Instance, InstanceStatus, Kind, Limits, Power, State
+from atoll.instance.kinds import check_limits
+from atoll.instance.model import (
+    MAY_FOLLOW,
+    BootPlan,
+    ContainerPlan,
+    Instance,
+    InstanceStatus,
+    Kind,
+    Limits,
+    Power,
+    State,
+)
+from atoll.instance.ranges import Ranges
 from atoll.instance.supplies import Supplies
 from atoll.instance.uids import Uids
 from atoll.operation.events import Events
@@ -44,6 +56,7 @@ class Here:
     uids: Uids | None
     memory: Callable[[], HostMemory]
     events: Events
+    ranges: Ranges | None = None
     admission: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held from reading what is promised to recording the new promise: only the owning host admits."""
     copied: dict[str, str] = field(default_factory=dict)
@@ -51,14 +64,19 @@ class Here:
     turns: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 
     def engine(self, view: InstanceView) -> Engine:
+        return self.engine_of(view.instance.spec.kind)
+
+    def engine_of(self, kind: Kind) -> Engine:
+        """Raises Lacking."""
         try:
-            return self.engines[view.instance.spec.kind]
+            return self.engines[kind]
         except KeyError as error:
-            raise Lacking(f"this host runs no {view.instance.spec.kind}") from error
+            raise Lacking(f"this daemon runs no {kind}", hint="run the daemon as root", field="kind") from error
 
     def check_limits(self, kind: Kind, limits: Limits) -> None:
         """Raises Lacking where limits are asked for that nothing here would keep."""
-        if limits != Limits() and not self.engines[kind].traits.limits:
+        check_limits(kind, limits)
+        if limits != Limits() and not self.engine_of(kind).traits.limits:
             raise Lacking(
                 "limits need control groups, and this user may make no control group",
                 hint="run the daemon as root",
@@ -67,7 +85,15 @@ class Here:
 
     async def owner(self, view: InstanceView) -> int | None:
         """The unprivileged uid its guest runs as; None where the daemon has no right to change it."""
-        return await self.uids.of(view.id) if self.uids else None
+        return await self.uids.of(view.id) if self.uids and view.instance.spec.kind is Kind.VM else None
+
+    async def container(self, view: InstanceView) -> ContainerPlan | None:
+        """What a BootPlan has of a container alone. Raises Exhausted, Lacking (ids)."""
+        spec = view.instance.spec
+        if spec.kind is not Kind.CONTAINER:
+            return None
+        ids = 0 if spec.container.privileged or self.ranges is None else await self.ranges.of(view.id)
+        return ContainerPlan(ids=ids, spec=spec.container)
 
     def refuse_copied(self, view: InstanceView) -> None:
         """Raises Refused while an export reads its disks."""
@@ -81,7 +107,7 @@ class Here:
         """Raises Exhausted where this instance's memory does not fit beside the others'."""
         others = [other for other in await self.book.all() if other.id != view.id]
         wants = view.instance.spec.memory if memory is None else memory
-        admit(view.name, wants, others, self.memory())
+        admit(view.name, wants, others, self.memory(), over=overhead(view))
 
     async def bring_up(self, work: RunningWork, view: InstanceView) -> None:
         """Plug, attach and start the generation that the status names: steps "network" and "start"."""
@@ -112,6 +138,7 @@ class Here:
             uefi=booting.uefi,
             cdrom=booting.cdrom,
             seed=booting.seed,
+            container=await self.container(view),
         )
         end = UndoStep("guest.end", {"id": view.id, "generation": str(view.status.generation)})
         await work.step("start", end, percent=70)
@@ -192,6 +219,8 @@ class Here:
         await self.supplies.boots.remove(view.id)
         if self.uids:
             await self.uids.release(view.id)
+        if self.ranges:
+            await self.ranges.release(view.id)
         await self.supplies.release(view, records)
         self.tell_of(view, "instance.deleted")
 

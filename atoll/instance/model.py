@@ -21,6 +21,7 @@ Text = Annotated[str, Meta(max_length=4096)]
 
 class Kind(StrEnum):
     VM = "vm"
+    CONTAINER = "container"
 
 
 class State(StrEnum):
@@ -61,11 +62,27 @@ class Restart(StrEnum):
     ALWAYS = "always"
 
 
+Rate = Annotated[int, Meta(ge=4096, le=1 << 50, description="bytes a second")]
+
+
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Upper bounds and shares. `cpu`: host cores' worth of time (1.5); `cpu_weight`: 1 to 10000, 100 is usual."""
+    """Upper bounds and shares. `cpu`: host cores' worth of time (1.5); `cpu_weight`: 1 to 10000, 100 is usual.
+
+    The others are a container's (`CONTAINER_ONLY`). `memory_soft`: bytes it is pressed down to where the host runs
+    short; `swap`: bytes beside its memory, none given: none; `processes`: how many at once; `disk_read`,
+    `disk_write`: of the device below its root.
+    """
 
     cpu: Annotated[float, Meta(gt=0, le=4096)] | None = None
     cpu_weight: Annotated[int, Meta(ge=1, le=10000)] | None = None
+    memory_soft: Size | None = None
+    swap: Size | None = None
+    processes: Annotated[int, Meta(ge=1, le=4_000_000)] | None = None
+    disk_read: Rate | None = None
+    disk_write: Rate | None = None
+
+
+CONTAINER_ONLY = ("memory_soft", "swap", "processes", "disk_read", "disk_write")
 
 
 class Autostart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -135,6 +152,30 @@ class CloudInit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return bool(self.user_data or self.vendor_data or self.network_config)
 
 
+MountPath = Annotated[str, Meta(pattern=r"^/[^\x00-\x1f]*$", max_length=4096, description="an absolute path")]
+
+
+class MountSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A directory of the host in a container: the host-administrator right. Its ids are the container's, shifted:
+    what root has there, the container's root has."""
+
+    source: MountPath
+    path: MountPath
+    read_only: bool = False
+
+
+class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What only a container has. `privileged`: its root is the host's root, held back by capabilities and seccomp
+    alone. `nesting`: it may run containers itself. `command`: its first program; none: its image's init. `hold`:
+    its first program only waits for those that are run in it (`atoll run`)."""
+
+    privileged: bool = False
+    nesting: bool = False
+    hold: bool = False
+    mounts: Annotated[tuple[MountSpec, ...], Meta(max_length=32)] = ()
+    command: Annotated[tuple[Annotated[str, Meta(max_length=4096)], ...], Meta(max_length=256)] = ()
+
+
 class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What its user wants. Written by users, read by the owning host.
 
@@ -157,6 +198,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     boot_cdrom: bool = False
     ssh_keys: Annotated[tuple[SshKey, ...], Meta(max_length=32)] = ()
     limits: Limits = Limits()
+    container: ContainerSpec = ContainerSpec()
     restart: Restart = Restart.NO
     autostart: Autostart = Autostart()
     power: Power = Power.ON
@@ -207,7 +249,7 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True):
 
     arch: str
     machine: str
-    accel: Literal["kvm", "tcg"]
+    accel: Literal["kvm", "tcg", "none"]
     cpu: str
     max_cpus: int
     max_memory: Bytes
@@ -239,12 +281,14 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Exit(msgspec.Struct, frozen=True):
-    """How a guest ended. `clean`: the guest or its user ended it. `lines`: the last of its log."""
+    """How a guest ended. `clean`: the guest or its user ended it. `lines`: the last of its log. `code`: the exit
+    status of a container's first program, 128 and more for a signal; None where unknown."""
 
     reason: str
     clean: bool
     at: Timestamp
     lines: tuple[str, ...] = ()
+    code: int | None = None
 
 
 class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -312,12 +356,19 @@ class NicPlan(msgspec.Struct, frozen=True):
     link: bool = True
 
 
+class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """`ids`: the first of the host's ids that its own 65536 are; 0: privileged."""
+
+    ids: int
+    spec: ContainerSpec
+
+
 class BootPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an engine needs, already resolved: no names left to look up. It can be encoded and sent.
 
     `cpus` and `memory` are what it starts with (limits in `limits`); `uid`: the unprivileged user it runs as,
     None for our own. `boot` None: its firmware finds a bootloader; `uefi` None: that is the BIOS. `seed`: path of
-    the cloud-init disk, "" for none.
+    the cloud-init disk, "" for none. `container`: what a VM has not.
     """
 
     id: InstanceId
@@ -337,3 +388,4 @@ class BootPlan(msgspec.Struct, frozen=True, kw_only=True):
     uefi: UefiPlan | None = None
     cdrom: CdromPlan | None = None
     seed: str = ""
+    container: ContainerPlan | None = None

@@ -6,7 +6,8 @@ import msgspec
 
 from atoll.base.errors import Absent, Exists, Invalid
 from atoll.instance.book import InstanceView
-from atoll.instance.model import Instance, Nic, NicSpec
+from atoll.instance.kinds import end_of
+from atoll.instance.model import Instance, Kind, Nic, NicSpec
 from atoll.instance.verbs.args import NicChanges
 from atoll.network.groupbook import GroupBook
 from atoll.network.model import Mode, Network, NetworkTraits, PortSettings, PortWish
@@ -15,11 +16,11 @@ from atoll.store.api import Txn
 T = TypeVar("T")
 
 
-async def wish(groups: GroupBook, project: str, spec: NicSpec) -> tuple[PortWish, Txn]:
+async def wish(groups: GroupBook, project: str, spec: NicSpec, kind: Kind) -> tuple[PortWish, Txn]:
     """What to plan its port with, and the part of a commit that fails where a group of it changed. Raises
     Absent."""
     settings, expected = await settings_of(groups, project, spec)
-    return PortWish(address=spec.address, mac=spec.mac, settings=settings), expected
+    return PortWish(address=spec.address, mac=spec.mac, end=end_of(kind), settings=settings), expected
 
 
 async def settings_of(groups: GroupBook, project: str, spec: NicSpec) -> tuple[PortSettings, Txn]:

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from atoll.base.errors import Invalid
 from atoll.base.units import MiB, show_size
-from atoll.instance.model import MAX_NICS, CloudInit, InstanceSpec, Label, NicSpec, Power
+from atoll.instance.model import MAX_NICS, CloudInit, InstanceSpec, Kind, Label, NicSpec, Power
 from atoll.storage.model import Bus, Cache, VolumeFormat
 
 FORMAT: Literal["atoll-instance"] = "atoll-instance"
@@ -139,6 +139,8 @@ def read(raw: bytes, *, largest: int) -> Parcel:
     Raises Invalid.
     """
     parcel = _decoded(raw)
+    if parcel.spec.kind is not Kind.VM:
+        raise bad("it is no virtual machine, and nothing else travels")
     if (parcel.firmware == "direct") != (parcel.boot is not None):
         raise bad("its manifest says that it boots directly and has no kernel, or the other way round")
     if parcel.uefi is not None and parcel.firmware != "uefi":

@@ -12,11 +12,11 @@ from atoll.base.ids import Bytes, Digest, HostId, NetworkId, PortId, VolumeId, n
 from atoll.image.book import ImageBook, ImageView
 from atoll.image.library import KERNEL, Library
 from atoll.image.model import Image, ImageUse, Manifest
-from atoll.instance import nics
+from atoll.instance import kinds, nics
 from atoll.instance.admission import HOLDING
 from atoll.instance.book import InstanceBook, InstanceView
 from atoll.instance.boots import Booting, Boots
-from atoll.instance.model import Disk, DiskPlan, DiskUse, InstanceSpec, Nic, NicPlan, NicSpec
+from atoll.instance.model import Disk, DiskPlan, DiskUse, InstanceSpec, Kind, Nic, NicPlan, NicSpec
 from atoll.instance.seed import Lan
 from atoll.network.book import NetworkBook
 from atoll.network.enforce import Enforcer
@@ -24,7 +24,7 @@ from atoll.network.groupbook import GroupBook
 from atoll.network.model import Network, NetworkTraits, Plugged, Port, PortWish
 from atoll.network.network import NetworkDriver
 from atoll.storage.book import PoolView, StorageBook, VolumeView
-from atoll.storage.model import Life, Pool, Volume, VolumeAttachment, VolumeSpec
+from atoll.storage.model import Layer, Life, Pool, Volume, VolumeAttachment, VolumeSpec
 from atoll.storage.registry import Pools, check_ready
 from atoll.store.api import Revision, Store, Txn
 from atoll.store.txn import commit_afresh, merge
@@ -38,6 +38,7 @@ class Sources:
 
     found: ImageView | None
     pool: PoolView
+    kind: Kind
     networks: tuple[Network, ...]
     wishes: tuple[tuple[PortWish, Txn], ...]
     cd: ImageView | None = None
@@ -82,20 +83,21 @@ class Supplies:
         """Raises Absent with what may have been meant, Invalid where the image is a disc, Refused (a volume that
         another has), and what a pool out of reach raises."""
         found = await self.images.find(project, spec.image) if spec.image else None
-        if found and "disk" not in found.image.manifest.files:
-            raise Invalid(
-                f"image {found.image.name} is an ISO image: no disk can be made of it",
-                hint=f"install from it: atoll launch --empty --disk 10GiB --cdrom {found.image.name}",
-                field="spec.image",
-            )
+        if found:
+            kinds.check_image(spec, found.image.manifest, found.image.name)
         pool = await self.storage.find(project, spec.root.pool)
         check_ready(pool.pool)
         await self.pools.capacity(pool.pool)  # one out of reach is found out before anything is claimed
+        if spec.kind is Kind.CONTAINER and not (await self.pools.driver(pool.pool)).traits.trees:
+            raise Invalid(
+                f"pool {pool.pool.name} ({pool.pool.driver}) cannot hold a container", field="spec.root.pool"
+            )
         return Sources(
             found,
             pool,
+            spec.kind,
             tuple([await self.network(project, nic) for nic in spec.nics]),
-            tuple([await nics.wish(self.groups, project, nic) for nic in spec.nics]),
+            tuple([await nics.wish(self.groups, project, nic, spec.kind) for nic in spec.nics]),
             await self.images.find(project, spec.cdrom) if spec.cdrom else None,
             tuple([await self.free(await self.storage.find_volume(project, use.volume)) for use in volumes]),
         )
@@ -122,7 +124,8 @@ class Supplies:
 
     async def plan(self, project: str, id: str, name: str, size: Bytes, sources: Sources) -> Plan:
         """Draw ids, addresses and claims. `size` of the root disk in bytes; 0: as the image's."""
-        disk = sources.manifest.files["disk"] if sources.manifest else None
+        tree = sources.kind is Kind.CONTAINER  # as large as it wants, unless a size is given
+        disk = sources.manifest.files["disk"] if sources.manifest and not tree else None
         volume = Volume(
             id=VolumeId(new_uuid()),
             project=project,
@@ -131,6 +134,7 @@ class Supplies:
             size=size or (disk.virtual_size if disk else Bytes(0)),
             base=sources.image.digest if sources.image else None,
             created=clock.now(),
+            format="tree" if tree else "thin",
         )
         held = VolumeAttachment(volume=volume.id, instance=id, host=self.host)
         claims = [self.storage.claiming(sources.pool, volume, held)]
@@ -182,8 +186,14 @@ class Supplies:
         for disk in own_disks(view):
             volume = await self.storage.volume(view.project, disk.volume)
             driver = await self.pools.driver(await self._pool(view))
-            base = (await self.library.layers(view.instance.image)).base if view.instance.image else ()
-            await driver.create(VolumeSpec(volume.id, volume.size, base))
+            await driver.create(VolumeSpec(volume.id, volume.size, await self._base(view), volume.format))
+
+    async def _base(self, view: InstanceView) -> tuple[Layer, ...]:
+        """What its own disk stands on."""
+        image = view.instance.image
+        if view.instance.spec.kind is Kind.CONTAINER:
+            return (Layer(str(await self.library.rootfs(image)), "tree", read_only=True),)
+        return (await self.library.layers(image)).base if image else ()
 
     async def delete_disks(self, view: InstanceView) -> None:
         for disk in own_disks(view):
@@ -212,6 +222,8 @@ class Supplies:
 
     async def boot(self, view: InstanceView) -> Booting:
         """What it boots from, ready to be opened. Raises Lacking (no such firmware here), Absent, Broken."""
+        if view.instance.spec.kind is Kind.CONTAINER:
+            return Booting(boot=None, agent=True, uefi=None, cdrom=None, seed="")
         records = {record.id: record for record in await self.networks.all()}
         lans = [
             Lan(nic.mac, nic.addresses, records[NetworkId(nic.network)])

@@ -7,6 +7,7 @@ from atoll.base.ids import VolumeId
 from atoll.instance.here import Here
 from atoll.instance.model import State
 from atoll.instance.verbs import disks
+from atoll.instance.verbs.mount import mount_undoers
 from atoll.instance.verbs.nic import nic_undoers
 from atoll.operation.verb import Undoer
 
@@ -62,4 +63,5 @@ def undoers(here: Here) -> dict[str, Undoer]:
         "port.unplug": unplug,
         "volume.delete": delete_volume,
         **nic_undoers(here),
+        **mount_undoers(here),
     }

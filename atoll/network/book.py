@@ -243,6 +243,7 @@ class NetworkBook:
             addresses=addresses,
             name=name if project == network.project else f"{name}.{project}",
             settings=wish.settings,
+            end=wish.end,
         )
         claims = _keys(port)
         await self._check_free(port, wished=wish)

@@ -87,11 +87,15 @@ class PortSettings(msgspec.Struct, frozen=True, kw_only=True):
     forwards: tuple[Forward, ...] = ()
 
 
+End = Literal["tap", "veth"]
+
+
 class PortWish(msgspec.Struct, frozen=True, kw_only=True):
-    """What a port to be planned shall have; "": whatever is free."""
+    """What a port to be planned shall have; "": whatever is free. `end`: as Port."""
 
     address: str = ""
     mac: str = ""
+    end: End = "tap"
     settings: PortSettings = PortSettings()
 
 
@@ -99,7 +103,7 @@ class Port(msgspec.Struct, frozen=True, kw_only=True):
     """One guest interface on a network: its identity, drawn once and recorded.
 
     `addresses`: planned, without prefix length; the network's DHCP gives them out. `name`: the host name
-    under which the network's DNS answers.
+    under which the network's DNS answers. `end`: what its guest takes hold of: a tap, or one end of a veth pair.
     """
 
     id: PortId
@@ -109,6 +113,7 @@ class Port(msgspec.Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...] = ()
     name: str = ""
     settings: PortSettings = PortSettings()
+    end: End = "tap"
 
 
 class Plugged(msgspec.Struct, frozen=True):
@@ -116,11 +121,17 @@ class Plugged(msgspec.Struct, frozen=True):
 
     `backend` "tap": open the tap device called `link`. "user": the engine's own user-mode networking,
     with `subnet` as its guest network and `address` for the guest. "macvtap": open the character device of the
-    macvtap link called `link`. `forwards`: what the backend itself must lead to the guest.
+    macvtap link called `link`. "veth": move the link called `peer` into the guest; `link` is its other end.
+    `addresses` (with prefix length), `gateways`, `domain`: as planned, for a guest that is given them rather than
+    asks. `forwards`: what the backend itself must lead to the guest.
     """
 
     backend: str
     link: str = ""
+    peer: str = ""
+    addresses: tuple[str, ...] = ()
+    gateways: tuple[str, ...] = ()
+    domain: str = ""
     subnet: str = ""
     address: str = ""
     mtu: int = 1500

@@ -3,9 +3,12 @@ directory's id): two Atolls on one machine never meet, and everything of one is 
 
 import base64
 import hashlib
+from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import Any
 
 from atoll.base.ids import NetworkId, PortId
+from atoll.network.model import Mode, Network, Port
 
 ATTEMPTS = 4
 """Names a port may take where two hash alike. With 35 bits hardly one port in a million needs the second."""
@@ -30,6 +33,13 @@ def tap_name(tag: str, port: PortId, attempt: int = 0) -> str:
     return f"at{tag}{base64.b32encode(digest).decode().lower()[:7]}"
 
 
+def peer_name(tag: str, port: PortId, attempt: int = 0) -> str:
+    """The end of a veth pair that a guest will take in; the other is named as a tap is. Two ports may hash alike
+    (one pair in 33 million): whoever makes it tries the next attempt."""
+    digest = hashlib.sha256(f"{port}/peer/{attempt}".encode()).digest()
+    return f"at{tag}-v{base64.b32encode(digest).decode().lower()[:5]}"
+
+
 def is_tap(tag: str, name: str) -> bool:
     return name.startswith(f"at{tag}") and not name.startswith(f"at{tag}-")
 
@@ -50,6 +60,17 @@ def port_of(alias: str, network: NetworkId) -> PortId | None:
     """Which port of this network a link serves, by its alias."""
     prefix = f"atoll:{network}:"
     return PortId(alias.removeprefix(prefix)) if alias.startswith(prefix) else None
+
+
+def given(record: Network, port: Port) -> dict[str, Any]:
+    """What the network's DHCP would tell this port, in the words of Plugged."""
+    lengths = {ip_network(subnet).version: ip_network(subnet).prefixlen for subnet in record.subnets}
+    planned = [(each, lengths.get(ip_address(each).version)) for each in port.addresses]
+    return {
+        "addresses": tuple(f"{each}/{length}" for each, length in planned if length is not None),
+        "gateways": tuple(record.gateways) if record.mode is not Mode.ISOLATED else (),
+        "domain": record.domain,
+    }
 
 
 def run_directory(tag: str) -> Path:

@@ -45,7 +45,7 @@ class PoolDriver(Protocol):
         """Absent is success."""
 
     async def volumes(self) -> Mapping[VolumeId, Usage]:
-        """What is there by looking, whatever the records say."""
+        """What is there by looking, whatever the records say. Trees are not walked: `usage` says what one takes."""
 
     async def usage(self, volume: VolumeId) -> Usage:
         """Of one, also while an engine has it open. Raises Absent."""

@@ -22,6 +22,7 @@ from atoll.base.ids import Bytes, Digest
 from atoll.host import files, filesystems, rootfs
 from atoll.host.rootfs import Facts
 from atoll.storage.model import FOREIGN_BASE, FOREIGN_IDS
+from atoll.storage.treestore import Fresh
 
 log = logging.getLogger(__name__)
 
@@ -29,22 +30,14 @@ _NEW = ".new-"
 _NAME = re.compile(r"sha256-[0-9a-f]{64}\Z")
 
 
-class Fresh(msgspec.Struct, frozen=True):
-    """A tree that has no name yet."""
-
-    path: Path
-    facts: Facts
-
-
 class Trees:
-    """`largest`: bytes that a tree may have."""
+    """See storage.treestore.TreeStore. `largest`: bytes that a tree may have."""
 
     def __init__(self, root: Path, *, largest: int = rootfs.LARGEST) -> None:
         self._root, self._largest = root.absolute(), largest
         self._making: dict[Digest, asyncio.Lock] = {}
 
     async def open(self) -> None:
-        """Idempotent; before anything is made. Raises Lacking, Broken."""
         with files.translated(f"open the trees in {self._root}"):
             self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
             for entry in self._root.iterdir():
@@ -52,24 +45,18 @@ class Trees:
                     await rootfs.remove(entry)
 
     def path(self, digest: Digest) -> Path:
-        """Where it is, made or not."""
         return self._home(digest) / "tree"
 
     def present(self, digest: Digest) -> bool:
         return _facts(self._home(digest)).exists()
 
     async def lower(self, digest: Digest, source: Path, format: str) -> Path:
-        """The tree of a blob: made of `source` at its first need. Many may ask at once, and one makes it.
-
-        Raises Invalid (made to do harm, no root file system), Exhausted, Lacking, Absent, Broken.
-        """
         async with self._making.setdefault(digest, asyncio.Lock()):
             if not self.present(digest):
                 await self.keep(await self.make(source, format), digest)
         return self.path(digest)
 
     async def make(self, source: Path, format: str) -> Fresh:
-        """Unpack a file. Raises as `lower`, and leaves nothing then. It is to be kept, or dropped."""
         home = self._root / f"{_NEW}{secrets.token_hex(8)}"
         try:
             with files.translated(f"make a tree in {self._root}"):
@@ -90,7 +77,6 @@ class Trees:
         return Fresh(home, facts)
 
     async def keep(self, fresh: Fresh, digest: Digest) -> None:
-        """It is that blob's tree now. One that is there already stays: their content is the same."""
         if self.present(digest):
             await self.drop(fresh)
             return
@@ -99,11 +85,9 @@ class Trees:
             await files.in_thread(files.sync, self._root)
 
     async def drop(self, fresh: Fresh) -> None:
-        """Absent is success."""
         await rootfs.remove(fresh.path)
 
     async def remove(self, digest: Digest) -> None:
-        """Absent is success. At once it is there no more; what it takes of the disk is given back after that."""
         home, gone = self._home(digest), self._root / f"{_NEW}{secrets.token_hex(8)}"
         with files.translated(f"remove the tree of {digest}"):
             try:
@@ -113,19 +97,16 @@ class Trees:
         await rootfs.remove(gone)
 
     def facts(self, digest: Digest) -> Facts | None:
-        """What it is; None where it is not made."""
         try:
             return msgspec.json.decode(_facts(self._home(digest)).read_bytes(), type=Facts)
         except (OSError, msgspec.MsgspecError):
             return None
 
     async def usage(self) -> Mapping[Digest, Bytes]:
-        """Every tree and the bytes of its files."""
         with files.translated("list the trees"):
             return await files.in_thread(self._look)
 
     async def prune(self, unneeded: Iterable[Digest]) -> Bytes:
-        """Remove those. Returns the bytes that this freed; one that cannot be removed now is tried again."""
         sizes, freed = await self.usage(), 0
         for digest in unneeded:
             try:

@@ -13,8 +13,9 @@ from atoll.base.units import MiB
 from atoll.instance.engine import Furnish, Stream
 from atoll.instance.model import Disk, Limits, Nic, State
 from tests.kit.benches import SLOW, Bench, FakeBench, FullEngine, QemuBench, until
+from tests.kit.containers import ContainerBench
 from tests.kit.images import Image, tiny
-from tests.kit.plans import hardware, user_nic
+from tests.kit.plans import hardware
 
 NOBODY = InstanceId(new_uuid())
 WANT = Furnish(
@@ -33,15 +34,24 @@ def image() -> Image:
     return tiny()
 
 
-@pytest.fixture(params=["fake", "qemu"])
-def made_of(request: pytest.FixtureRequest) -> Image | None:
-    """What the guests are made of: nothing, on the fake. (Not asynchronous, as the building of images is.)"""
-    return request.getfixturevalue("image") if request.param == "qemu" else None
+@pytest.fixture(params=["fake", "qemu", "container"])
+def made_of(request: pytest.FixtureRequest) -> Image | str:
+    """What the guests are made of. (Not asynchronous, as the building of images is.)"""
+    made: Image | str = request.getfixturevalue("image") if request.param == "qemu" else request.param
+    return made
+
+
+MACHINES = pytest.mark.parametrize("made_of", ["fake", "qemu"], indirect=True)
+"""For what is said of virtual hardware alone."""
 
 
 @pytest.fixture
-async def bench(made_of: Image | None, tmp_path: Path) -> AsyncIterator[Bench]:
-    made: Bench = QemuBench(tmp_path, made_of) if made_of else FakeBench()
+async def bench(made_of: Image | str, tmp_path: Path) -> AsyncIterator[Bench]:
+    made: Bench
+    if isinstance(made_of, Image):
+        made = QemuBench(tmp_path, made_of)
+    else:
+        made = FakeBench() if made_of == "fake" else ContainerBench(tmp_path)
     yield made
     await made.close()
 
@@ -119,7 +129,7 @@ async def test_nics_come_and_go_while_it_runs(bench: Bench, engine: FullEngine) 
     await engine.start(plan)
     slot = engine.place(plan.hardware)
     assert slot not in (plan.hardware.disks[0].slot, plan.hardware.nics[0].slot)
-    added = replace(user_nic(slot), mac="52:54:00:00:00:77")
+    added = await bench.nic(slot)
     await engine.ready(plan.id, timeout=SLOW)
     await engine.add_nic(plan.id, added)
     await engine.add_nic(plan.id, added)
@@ -142,7 +152,7 @@ async def test_absent_is_success_where_something_ends(engine: FullEngine) -> Non
 
 
 async def test_absent_is_told_where_something_is_asked(engine: FullEngine) -> None:
-    for call in (engine.pause, engine.resume, engine.console, engine.log, engine.display, engine.stats):
+    for call in (engine.pause, engine.resume, engine.console, engine.log, engine.stats):
         with pytest.raises(Absent):
             await call(NOBODY)
     with pytest.raises(Absent):
@@ -319,6 +329,14 @@ async def test_it_is_measured(bench: Bench, engine: FullEngine) -> None:
     stats = await engine.stats(plan.id)
     assert stats.cpu_seconds > 0
     assert stats.memory > 0
+
+
+@MACHINES
+async def test_it_has_a_screen_and_a_drive(bench: Bench, engine: FullEngine) -> None:
+    with pytest.raises(Absent):
+        await engine.display(NOBODY)
+    plan = await bench.plan()
+    await engine.start(plan)
     assert plan.id in await engine.display(plan.id)
     assert (await engine.screenshot(plan.id)).startswith(b"\x89PNG")
     await engine.eject(plan.id)  # it has no drive: that is success
@@ -332,6 +350,7 @@ async def test_limits_change_while_it_runs(bench: Bench, engine: FullEngine) -> 
     await engine.limit(plan.id, Limits(cpu=0.5, cpu_weight=50))
 
 
+@MACHINES
 async def test_it_shrinks_or_outgrows_its_birth_only_at_the_next_start(bench: Bench, engine: FullEngine) -> None:
     plan = await bench.plan()
     await engine.start(plan)
@@ -340,6 +359,7 @@ async def test_it_shrinks_or_outgrows_its_birth_only_at_the_next_start(bench: Be
             await engine.resize(plan.id, cpus=cpus, memory=memory)
 
 
+@MACHINES
 async def test_hardware_is_resolved_at_birth(engine: FullEngine) -> None:
     made = await engine.furnish(WANT)
     assert made.machine.startswith("pc-q35-")
@@ -351,6 +371,7 @@ async def test_hardware_is_resolved_at_birth(engine: FullEngine) -> None:
     assert (await engine.furnish(replace(WANT, machine="pc"))).machine.startswith("pc-i440fx-")
 
 
+@MACHINES
 async def test_compatible_hardware_has_ahci_for_virtio(engine: FullEngine) -> None:
     more = Disk(VolumeId("v2"), "serial2", 0, named=True)
     disks = (*WANT.disks, replace(more, bus="scsi"))
@@ -360,6 +381,7 @@ async def test_compatible_hardware_has_ahci_for_virtio(engine: FullEngine) -> No
     assert [disk.bus for disk in made.disks[3:]] == ["ahci", "scsi"]
 
 
+@MACHINES
 async def test_hardware_that_cannot_be_is_refused(engine: FullEngine) -> None:
     with pytest.raises(Lacking):
         await engine.furnish(replace(WANT, arch="riscv64"))

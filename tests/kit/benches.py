@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from msgspec.structs import replace
+
 from atoll.base import clock
 from atoll.base.ids import Bytes, InstanceId
 from atoll.base.units import MiB
@@ -17,7 +19,7 @@ from atoll.host.run import run
 from atoll.instance.engine import Consoles, Disks, Displays, Ejects, Engine, Executes, HotNics, Measures
 from atoll.instance.engines.qemu import adopt
 from atoll.instance.engines.qemu.engine import Qemu
-from atoll.instance.model import BootPlan, DirectBoot, DiskPlan, Exit, State
+from atoll.instance.model import BootPlan, DirectBoot, DiskPlan, Exit, NicPlan, State
 from atoll.storage.model import Attachment, Bus, Layer
 from tests.kit.fake_engine import FakeEngine, FakeHost
 from tests.kit.images import Image
@@ -43,6 +45,9 @@ class Bench(Protocol):
     async def empty_disk(self, slot: int, bus: Bus = "virtio") -> DiskPlan:
         """A new one of 16 MiB, raw."""
 
+    async def nic(self, slot: int) -> NicPlan:
+        """A new one, to be plugged in."""
+
     def cling(self, guest: InstanceId, slot: int) -> None:
         """A guest that has just been started lets go of nothing yet."""
 
@@ -63,6 +68,9 @@ class FakeBench:
 
     async def empty_disk(self, slot: int, bus: Bus = "virtio") -> DiskPlan:
         return DiskPlan(f"empty{slot}", slot, Attachment((Layer("/fake/empty", "raw"),)), bus)
+
+    async def nic(self, slot: int) -> NicPlan:
+        return replace(user_nic(slot), mac="52:54:00:00:00:77")
 
     def cling(self, guest: InstanceId, slot: int) -> None:
         next(g for (id, _), g in self._host.guests.items() if id == guest).clings.add(slot)
@@ -119,6 +127,9 @@ class QemuBench:
         path.touch(0o600)
         os.truncate(path, 16 * MiB)
         return DiskPlan(f"empty{slot}", slot, Attachment((Layer(str(path), "raw"),)), bus)
+
+    async def nic(self, slot: int) -> NicPlan:
+        return replace(user_nic(slot), mac="52:54:00:00:00:77")
 
     def cling(self, guest: InstanceId, slot: int) -> None:
         return None

@@ -37,7 +37,7 @@ HELD = {
         "/ports/", "/addresses/", "/macs/", "/host-ports/", "/groups/", "/subnets/", "/network-names/",
         "/networks-ending/", "/image-refs/", "/operations-running/",
     ),
-    "local": ("/journal/", "/uids/"),
+    "local": ("/journal/", "/uids/", "/idranges/"),
 }  # fmt: skip
 """Records that instances and running operations have, by store."""
 
@@ -194,6 +194,10 @@ class Daemon:
         self.do("POST", INSTANCES, {"name": name, "start": start, "spec": wanted})
         return self.show(name)
 
+    def contain(self, name: str, *, start: bool = True, **spec: Any) -> Any:
+        """Launch a container. Returns its view."""
+        return self.launch(name, start=start, **{"kind": "container", "memory": 64 * MIB, **spec})
+
     def act(self, name: str, verb: str, body: Any = None) -> Any:
         return self.do("POST", f"{INSTANCES}/{name}/{verb}", body)
 
@@ -244,6 +248,27 @@ class Daemon:
                         found[int(entry.name)] = line
         return found
 
+    def monitors(self) -> dict[int, str]:
+        """Monitors of containers (lxc-start) by pid, with their command lines."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    if "lxc-start" in line and f"/run/atoll/{self.tag}/ct" in line:
+                        found[int(entry.name)] = line
+        return found
+
+    def monitor_of(self, name: str) -> int:
+        id = self.show(name)["instance"]["id"]
+        [pid] = [pid for pid, line in self.monitors().items() if id in line]
+        return pid
+
+    def init_of(self, name: str) -> int:
+        """A container's first process."""
+        monitor = self.monitor_of(name)
+        return int(Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split()[0])
+
     def pid_of(self, name: str) -> int:
         [pid] = [pid for pid, line in self.qemus().items() if f"guest={name}." in line or f"/{name}." in line]
         return pid
@@ -273,7 +298,8 @@ class Daemon:
 
     def files(self) -> list[str]:
         """Run directories, volumes, memory, builds, what is on its way, and what DHCP and DNS are told of ports."""
-        found = [*(self.state / "run").glob("*"), *(self.state / "pools").glob("*/volumes/*")]
+        found = [*(self.state / "run").glob("*"), *(self.state / "containers").glob("*")]
+        found += [*(self.state / "pools").glob("*/volumes/*")]
         found += [*(self.state / "parcels").glob("*"), *(self.state / "images" / "incoming").glob("*")]
         found += [*(self.state / "images" / "builds").glob("*"), *Path("/dev/shm").glob(f"atoll-{self.tag}-*")]
         found += [p for p in self._runtime().rglob("*") if p.is_file() and p.parent.name in ("names", "dhcp")]
@@ -293,7 +319,15 @@ class Daemon:
 
     def account(self) -> list[str]:
         """Everything that instances and operations have on the host and on record, to be compared."""
-        parts = (self.qemus().values(), self.taps(), self.rules(), self.cgroups(), self.files(), self.records())
+        parts = (
+            self.qemus().values(),
+            self.monitors().values(),
+            self.taps(),
+            self.rules(),
+            self.cgroups(),
+            self.files(),
+            self.records(),
+        )
         return sorted(item for part in parts for item in part)
 
     def settled_at(self, before: list[str], deadline: float = 30) -> None:
@@ -310,13 +344,13 @@ class Daemon:
         """Whatever the test did: no process, cgroup or runtime file remains."""
         if self.process is not None:
             self.kill()
-        for pid in self.qemus():
+        if not (self.state / "host.json").exists():
+            return
+        for pid in (*self.qemus(), *self.monitors()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(AssertionError):
-            until(lambda: not self.qemus(), "guests end", 10)
-        if not (self.state / "host.json").exists():
-            return
+            until(lambda: not self.qemus() and not self.monitors(), "guests end", 10)
         for path in (*sorted(self.cgroups(), reverse=True), *map(str, self._cgroup_roots())):
             with contextlib.suppress(OSError):
                 os.rmdir(path)

@@ -17,7 +17,7 @@ from tests.kit.faults import Faults
 class FakePool(Faults):
     """`held` outlives the object when given, as a disk outlives a daemon. A volume takes 1 MiB of `total`."""
 
-    traits = PoolTraits(clones=True)
+    traits = PoolTraits(clones=True, trees=True)
 
     def __init__(
         self, name: str = "default", *, held: dict[VolumeId, VolumeSpec] | None = None, total: int = 1024 * GiB
@@ -64,6 +64,8 @@ class FakePool(Faults):
 
     def _judge(self, volume: VolumeId, size: int) -> None:
         spec = self._present(volume)
+        if spec.format == "tree":
+            raise Refused(f"volume {volume} is a tree")
         if size < spec.size:
             raise Refused(f"volume {volume} cannot become smaller")
         if size > spec.size:
@@ -79,7 +81,8 @@ class FakePool(Faults):
         spec = self._present(volume)
         self.attached.add(volume)
         below = (msgspec.structs.replace(layer, read_only=True) for layer in spec.base)
-        format, discard = "qcow2" if spec.format == "thin" else "raw", spec.format != "full"
+        format = {"thin": "qcow2", "tree": "tree"}.get(spec.format, "raw")
+        discard = spec.format != "full"
         return Attachment((Layer(f"/fake/{volume}", format, discard=discard), *below))
 
     async def detach(self, volume: VolumeId) -> None:

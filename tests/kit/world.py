@@ -38,6 +38,7 @@ from atoll.instance.verbs.exporting import Export, parcel_undoers
 from atoll.instance.verbs.importing import ImportInstance
 from atoll.instance.verbs.launch import Launch
 from atoll.instance.verbs.media import Eject, Insert
+from atoll.instance.verbs.mount import AddMount, RemoveMount
 from atoll.instance.verbs.nic import AddNic, RemoveNic, SetNic
 from atoll.instance.verbs.power import Pause, Restart, Resume, Revive, Start, Stop
 from atoll.network.book import NetworkBook
@@ -100,7 +101,7 @@ class World:
         )
         verbs = (
             *(Launch, Start, Revive, Stop, Restart, Pause, Resume, Delete, Set, Rename, Eject, Insert),
-            *(AddNic, RemoveNic, SetNic),
+            *(AddNic, RemoveNic, SetNic, AddMount, RemoveMount),
         )
         self.operations.know(*(verb(self.here) for verb in verbs), undoers=undoers(self.here))
         self._know_storage()

@@ -1,7 +1,7 @@
 """Beside the whole of an instance: its screen, its cloud-init, its CD-ROM drive, a login over the network."""
 
 from contextlib import suppress
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import msgspec
 from litestar import WebSocket
@@ -17,7 +17,7 @@ from atoll.api.services import Services, Shell
 from atoll.base.errors import AtollError
 from atoll.client.wire import InsertBody, Screen
 from atoll.instance.cloudstate import CloudState, cloud_state
-from atoll.instance.engine import Displays
+from atoll.instance.engine import Displays, Opens, Session
 from atoll.instance.verbs.args import InsertArgs, NamedArgs
 from atoll.operation.model import Operation
 
@@ -82,8 +82,19 @@ async def insert(call: Call, body: InsertBody) -> Reply:
     return await call.submit("instance.insert", args)
 
 
+class Login:
+    """A session on a terminal as a stream: there is no other output than the terminal's."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.write, self.resize, self.close = session.write, session.resize, session.close
+
+    async def read(self) -> bytes:
+        return (await self._session.read())[1]
+
+
 def shell_handler(services: Services) -> WebsocketRouteHandler:
-    """A login over the network: binary frames both ways, a text frame tells a new size of the terminal."""
+    """A login, of a VM over the network: binary frames both ways, a text frame tells a new size of the terminal."""
 
     async def shell(socket: WebSocket) -> None:  # type: ignore[type-arg]
         await socket.accept()
@@ -92,8 +103,13 @@ def shell_handler(services: Services) -> WebsocketRouteHandler:
         try:
             check_path(socket.path_params)
             query = cast(ShellQuery, read_query(socket.scope["query_string"], ShellQuery))
-            _, view = await engine_of(services, socket.path_params)
-            session = await services.shells.open(view, user=query.user, columns=query.columns, rows=query.rows)
+            engine, view = await engine_of(services, socket.path_params)
+            sized: dict[str, Any] = {"user": query.user, "columns": query.columns, "rows": query.rows}
+            if isinstance(engine, Opens):
+                with asking(view):
+                    session = Login(await engine.login(view.id, **sized))
+            else:
+                session = await services.shells.open(view, **sized)
             opened = session
 
             def resize(text: str) -> None:

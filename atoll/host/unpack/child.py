@@ -61,6 +61,7 @@ def _work(order: Order, tree: int, ready: int, go: int) -> int:
         walls.shut_in()
         walls.bound(memory=_MEMORY, cpu=order.cpu, largest=order.largest)
         walls.drop()
+        sys.meta_path.clear()  # a module that is not loaded yet would be the tree's
     except OSError as error:
         return _say(error="lacking", message=f"no cell can be made here: {error.strerror} (user namespaces)")
     try:
@@ -73,6 +74,8 @@ def _work(order: Order, tree: int, ready: int, go: int) -> int:
         return _say(error="exhausted", message=str(error))
     except OSError as error:
         return _say(error=f"errno {error.errno}", message=error.strerror or str(error))
+    except Exception as error:  # its traceback would be sought in the tree
+        return _say(error="broken", message=f"{type(error).__name__}: {error}"[:300])
     return _say(facts=told)
 
 

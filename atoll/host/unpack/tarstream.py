@@ -90,6 +90,7 @@ class Archive:
     def __iter__(self) -> Iterator[Member]:
         """Raises Hostile."""
         extended: dict[bytes, bytes] = {}
+        before: set[bytes] = set()
         while True:
             self._skip()
             block = self._exactly(BLOCK, "a header")
@@ -99,6 +100,8 @@ class Archive:
             self.headers += 1
             _check(block)
             kind = block[156:157]
+            if kind in before:
+                raise Hostile("a member has two headers of one kind")
             if kind in b"xXg":
                 found = _records(self._body(block, LARGEST_HEADER))
                 if kind == b"g":
@@ -106,12 +109,14 @@ class Archive:
                         raise Hostile(f"a header for all members sets {show(sorted(odd)[0])}")
                     continue
                 _merge(extended, found)
+                before |= {b"x", b"X"}
             elif kind in b"LK":
                 name = self._body(block, 2 * LONGEST_PATH).rstrip(b"\0")
                 _merge(extended, {b"path" if kind == b"L" else b"linkpath": name})
+                before.add(kind)
             else:
                 member = self._member(block, kind, extended)
-                extended = {}
+                extended, before = {}, set()
                 yield member
 
     def read(self, most: int) -> bytes:

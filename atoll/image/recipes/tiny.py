@@ -18,7 +18,7 @@ from atoll.base.ids import Bytes
 from atoll.base.units import MiB, show_size
 from atoll.host import cpio, debs
 from atoll.host.run import run
-from atoll.image.recipes import elf, ext4, kernel
+from atoll.image.recipes import elf, ext4, kernel, tarball
 from atoll.image.recipes.recipe import Built, Progress
 from atoll.image.recipes.tree import Kind, Tree
 
@@ -42,6 +42,7 @@ _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _TIME = 1_577_836_800  # 2020-01-01: the time of every file
 _MOUNT_POINTS = {"dev": 0o755, "proc": 0o555, "sys": 0o555, "run": 0o755, "tmp": 0o1777, "mnt": 0o755}
 _ROOM = {"root": 0o700, "srv": 0o755, "home": 0o755, "var/log": 0o755, "var/tmp": 0o1777}
+_FILES = {"kernel": "kernel", "initrd": "initrd", "disk": "disk.qcow2", "rootfs": "rootfs.tar"}
 _SECRET = {"/etc/shadow": 0o600}
 
 
@@ -62,6 +63,7 @@ async def build(out: Path, cache: Path, progress: Progress, *, refresh: bool = F
         root, raw = Tree(work / "root"), work / "disk.raw"
         release, modules = await asyncio.to_thread(_kernel, sources, out)
         await asyncio.to_thread(_root, root, sources, release, modules)
+        await asyncio.to_thread(_container, Tree(work / "container"), sources, out / "rootfs.tar")
         progress("making the disk", 65)
         name = await asyncio.to_thread(_identity, root)
         await ext4.make(root, raw, size=DISK, uuid=name, label="atoll-tiny", time=_TIME)
@@ -69,13 +71,9 @@ async def build(out: Path, cache: Path, progress: Progress, *, refresh: bool = F
         await run(
             ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(out / "disk.qcow2")], timeout=300
         )
-        progress("packing the tree", 95)
-        archive, rootfs = work / "rootfs.tar", out / "rootfs.tar.zst"
-        await asyncio.to_thread(root.pack, archive, _TIME)
-        await run(["zstd", "-q", "-3", str(archive), "-o", str(rootfs)], timeout=300)
     progress("built", 100)
     return Built(
-        files={"kernel": out / "kernel", "initrd": out / "initrd", "disk": out / "disk.qcow2", "rootfs": rootfs},
+        files={name: out / file for name, file in _FILES.items()},
         cmdline=CMDLINE,
         disk_size=DISK,
         agent=True,
@@ -159,12 +157,31 @@ def _root(root: Tree, sources: Tree, release: str, modules: Mapping[str, kernel.
     _overlay(root, "", Path(str(resources.files(__package__) / "files/tiny/root")))
 
 
-def _programs(root: Tree, sources: Tree) -> None:
-    """busybox under all its names, then the programs with every library that they ask for."""
+def _container(root: Tree, sources: Tree, to: Path) -> None:
+    """The same system for containers, as a tar archive: without kernel, agent and whatever tends a disk."""
+    root.merge_links()
+    for path, mode in {**_MOUNT_POINTS, **_ROOM}.items():
+        root.directory(path, mode)
+    root.link("var/run", "../run")
+    _busybox(root, sources)
+    for folder in ("root", "container"):
+        _overlay(root, "", Path(str(resources.files(__package__) / f"files/tiny/{folder}")))
+    for path in ("usr/bin/shutdown", "etc/init.d/agent", "etc/init.d/after-agent", "etc/init.d/grow"):
+        root.nodes.pop(path)
+    tarball.write(root, to, time=_TIME)
+
+
+def _busybox(root: Tree, sources: Tree) -> None:
+    """Under all its names."""
     busybox = sources.read("usr/bin/busybox")
     for applet in _applets(busybox):
         root.link(f"usr/bin/{applet}", "busybox")
     root.take(sources, "usr/bin/busybox")
+
+
+def _programs(root: Tree, sources: Tree) -> None:
+    """busybox under all its names, then the programs with every library that they ask for."""
+    _busybox(root, sources)
     for name in ("poweroff", "reboot", "halt"):
         root.link(f"usr/bin/{name}", "shutdown")
     root.link("usr/bin/mkfs.ext4", "mke2fs")

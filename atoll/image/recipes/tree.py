@@ -5,7 +5,6 @@ package can place anything outside, whatever its paths and links say. Everything
 """
 
 import posixpath
-import tarfile
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -107,21 +106,6 @@ class Tree:
         if found is None:
             raise Broken(f"the packages hold no /{path.lstrip('/')}")
         self.add(at or path, found[1])
-
-    def pack(self, archive: Path, time: int) -> None:
-        """All of it as a plain tar, the same bytes each time. `time`: of every file, in seconds of the epoch."""
-        kinds = {Kind.DIRECTORY: tarfile.DIRTYPE, Kind.FILE: tarfile.REGTYPE, Kind.LINK: tarfile.SYMTYPE}
-        with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
-            for path, node in self:
-                member = tarfile.TarInfo(path)
-                member.type, member.mode, member.mtime = kinds[node.kind], node.mode, time
-                member.linkname = node.target
-                if node.kind is Kind.FILE:
-                    member.size = node.source.stat().st_size
-                    with node.source.open("rb") as content:
-                        tar.addfile(member, content)
-                else:
-                    tar.addfile(member)
 
     def __iter__(self) -> Iterator[tuple[str, Node]]:
         """In an order in which each directory comes before what is in it."""

@@ -13,6 +13,7 @@ from atoll.instance.model import (
     InstanceSpec,
     Label,
     Limits,
+    MountSpec,
     NicSpec,
     Restart,
     Size,
@@ -174,6 +175,20 @@ class RemoveNicArgs(msgspec.Struct, frozen=True, kw_only=True):
     project: str
     name: str
     mac: str
+
+
+class AddMountArgs(msgspec.Struct, frozen=True, kw_only=True):
+    project: str
+    name: str
+    mount: MountSpec
+
+
+class RemoveMountArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """`path`: where it is in the container."""
+
+    project: str
+    name: str
+    path: str
 
 
 class HostPort(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -11,6 +11,7 @@ from atoll.base.units import show_size
 from atoll.instance.admission import HOLDING
 from atoll.instance.book import InstanceView, definition
 from atoll.instance.here import ALIVE, RETRIES, Here, busy
+from atoll.instance.kinds import LEAST
 from atoll.instance.model import Instance, InstanceSpec, State
 from atoll.instance.verbs.args import Changes, RenameArgs, SetArgs
 from atoll.operation.runner import RunningWork
@@ -99,8 +100,9 @@ class Set:
 def check(view: InstanceView, spec: InstanceSpec) -> None:
     """Raises Invalid for what can never be."""
     hardware = view.instance.hardware
-    if spec.memory < 32 << 20:
-        raise Invalid(f"{show_size(spec.memory)} of memory is too little", hint="32MiB or more", field="memory")
+    if spec.memory < (least := LEAST[spec.kind]):
+        hint = f"{show_size(least)} or more"
+        raise Invalid(f"{show_size(spec.memory)} of memory is too little", hint=hint, field="memory")
     if spec.cpus > hardware.max_cpus or spec.memory > hardware.max_memory:
         raise Invalid(
             f"{view.name} was made to grow to {hardware.max_cpus} CPUs and {show_size(hardware.max_memory)}",

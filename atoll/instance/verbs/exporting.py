@@ -13,7 +13,7 @@ from atoll.host import files
 from atoll.instance.book import InstanceView
 from atoll.instance.dock import Dock
 from atoll.instance.here import ALIVE, Here
-from atoll.instance.model import Disk
+from atoll.instance.model import Disk, Kind
 from atoll.instance.outbox import Outbox, Sending
 from atoll.instance.parcel import (
     FORMAT,
@@ -62,6 +62,11 @@ class Export:
             return {}
         with self._outbox.offering(work.id) as offer:
             view = await self._here.named(work, args.project, args.name)
+            if view.instance.spec.kind is not Kind.VM:
+                raise Refused(
+                    f"{view.name} is a container, and only virtual machines are exported",
+                    hint=f"its files: atoll exec {view.name} -- tar -c / > FILE",
+                )
             await work.step("claim", UndoStep("parcel.clear", {"key": work.id, "upload": ""}), percent=0)
             with self._standing_still(work, view):
                 view = await self._here.present(view.id)

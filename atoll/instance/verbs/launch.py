@@ -16,7 +16,8 @@ from atoll.instance.book import status as status_of
 from atoll.instance.boots import choose, seeded
 from atoll.instance.engine import Furnish
 from atoll.instance.here import Here
-from atoll.instance.model import Disk, DiskUse, Instance, InstanceSpec, InstanceStatus, Nic, Power, State
+from atoll.instance.kinds import check_kind, check_memory
+from atoll.instance.model import Disk, DiskUse, Instance, InstanceSpec, InstanceStatus, Kind, Nic, Power, State
 from atoll.instance.supplies import Plan, Sources
 from atoll.instance.verbs.args import LaunchArgs
 from atoll.operation.runner import RunningWork
@@ -61,6 +62,7 @@ class Launch:
         spec = msgspec.structs.replace(args.spec, power=Power.ON if args.start else Power.OFF)
         id = InstanceId(new_uuid())
         sources = await self._here.supplies.find(args.project, spec, args.volumes)
+        check_kind(spec, seed=args.seed)
         check(spec, sources, self._here.host)
         self._here.check_limits(spec.kind, spec.limits)
         work.about(id=id)
@@ -84,7 +86,9 @@ class Launch:
                     continue
                 work.changed(definition(id), 0, revision)
                 work.changed(status_of(id), 0, revision)
-                self._here.tell_of(view, "instance.created")
+                self._here.tell_of(
+                    view, "instance.created", {"privileged": True} if spec.container.privileged else None
+                )
                 return msgspec.structs.replace(view, revision=revision, status_revision=revision)
         raise Conflict(f"{args.name} could not be claimed: too much changes at the same time", hint="try again")
 
@@ -92,7 +96,7 @@ class Launch:
         self, work: RunningWork, id: InstanceId, args: LaunchArgs, spec: InstanceSpec, sources: Sources, plan: Plan
     ) -> InstanceView:
         manifest = sources.manifest
-        way = choose(spec, manifest)
+        way = choose(spec, manifest) if spec.kind is Kind.VM else "direct"
         furnish = Furnish(
             arch=manifest.arch if manifest else "x86_64",
             machine=manifest.machine if manifest and spec.machine == "auto" else spec.machine,
@@ -105,9 +109,9 @@ class Launch:
             uefi=uefi().build if way == "uefi" else "",
             style=spec.hardware,
             cdrom=bool(spec.cdrom),
-            seed=seeded(spec, manifest, args.seed),
+            seed=spec.kind is Kind.VM and seeded(spec, manifest, args.seed),
         )
-        hardware = await self._here.engines[spec.kind].furnish(furnish)
+        hardware = await self._here.engine_of(spec.kind).furnish(furnish)
         now = clock.now()
         instance = Instance(
             id=id,
@@ -150,16 +154,11 @@ def disks_of(uses: Iterable[DiskUse], sources: Sources) -> list[Disk]:
 def check(spec: InstanceSpec, sources: Sources, host: str) -> None:
     """Raises Invalid for what this image or host can never be."""
     manifest = sources.manifest
-    check_media(spec, sources)
-    choose(spec, manifest)
-    least = max(manifest.min_memory if manifest else 0, 32 << 20)
-    if spec.memory < least:
-        raise Invalid(
-            f"{f'image {spec.image}' if spec.image else 'a guest'} needs {show_size(least)} of memory at least",
-            hint=f"-m {show_size(least)} or more",
-            field="spec.memory",
-        )
-    disk = manifest.files["disk"] if manifest else None
+    check_memory(spec, manifest)
+    if spec.kind is Kind.VM:
+        check_media(spec, sources)
+        choose(spec, manifest)
+    disk = manifest.files["disk"] if manifest and spec.kind is Kind.VM else None
     if disk and spec.root.size and spec.root.size < disk.virtual_size:
         raise Invalid(
             f"a disk of {show_size(spec.root.size)} is smaller than the image's {show_size(disk.virtual_size)}",

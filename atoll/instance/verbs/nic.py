@@ -103,7 +103,7 @@ class AddNic:
         here, supplies = self._here, self._here.supplies
         hot(here, view)
         network = await supplies.network(view.project, wanted)
-        wish, _ = await nics.wish(supplies.groups, view.project, wanted)
+        wish, _ = await nics.wish(supplies.groups, view.project, wanted, view.instance.spec.kind)
         # Drawn now where none is given: what takes it back must know it. One that is another's is never taken back.
         wish = msgspec.structs.replace(wish, mac=check_mac(wanted.mac) if wanted.mac else draw_mac())
         nics.refuse_twice(view, wish.mac)
@@ -113,7 +113,7 @@ class AddNic:
             if len(view.instance.hardware.nics) >= MAX_NICS:
                 raise Invalid(f"{view.name} has {MAX_NICS} NICs, which is the most", field="nics")
             slot = hot(here, view).place(view.instance.hardware)
-            _, expected = await nics.wish(supplies.groups, view.project, wanted)
+            _, expected = await nics.wish(supplies.groups, view.project, wanted, view.instance.spec.kind)
             port, claim = await supplies.networks.plan_port(
                 network, project=view.project, instance=view.id, name=view.name, wish=wish
             )

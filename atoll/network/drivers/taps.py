@@ -1,4 +1,5 @@
-"""Ports that are taps on a bridge of this host, with their filter and their bandwidth: what drivers share."""
+"""Ports that are taps or veth pairs on a bridge of this host, with their filter and their bandwidth: what drivers
+share."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,12 +63,24 @@ class Taps:
         mtu, alias = self._record.mtu, naming.port_alias(self._record.id, port.id)
         # The rules first: a tap that is there without them would let everything pass.
         await self._filter(placed)
-        await self._links.make_tap(name, bridge=self._bridge, owner=owner, mtu=mtu, alias=alias)
+        plugged = await self._make(port, name, owner=owner, mtu=mtu, alias=alias)
         if sysctl.has_ipv6():
             # The host itself has nothing to say on a guest's wire.
             sysctl.write(f"ipv6/conf/{name}/disable_ipv6", "1")
         await self._limit(placed, before)
-        return Plugged("tap", link=name, mtu=mtu)
+        return plugged
+
+    async def _make(self, port: Port, name: str, *, owner: int | None, mtu: int, alias: str) -> Plugged:
+        if port.end == "tap":
+            await self._links.make_tap(name, bridge=self._bridge, owner=owner, mtu=mtu, alias=alias)
+            return Plugged("tap", link=name, mtu=mtu)
+        peers = [naming.peer_name(self._tag, port.id, attempt) for attempt in range(naming.ATTEMPTS)]
+        peer = await self._links.make_veth(
+            name, peers=peers, mac=port.mac, bridge=self._bridge, mtu=mtu, alias=alias
+        )
+        if not self._pinned:
+            return Plugged("veth", link=name, peer=peer, mtu=mtu)
+        return Plugged("veth", link=name, peer=peer, mtu=mtu, **naming.given(self._record, port))
 
     async def unplug(self, id: PortId) -> None:
         alias, placed = naming.port_alias(self._record.id, id), self._files.get(id)
@@ -88,7 +101,8 @@ class Taps:
         found = {}
         for link in await self._links.attached(self._bridge):
             if port := naming.port_of(link.alias, self._record.id):
-                found[port] = Plugged("tap", link=link.name, mtu=link.mtu)
+                backend = "veth" if link.kind == "veth" else "tap"
+                found[port] = Plugged(backend, link=link.name, mtu=link.mtu)
         return found
 
     async def reattach(self) -> None:

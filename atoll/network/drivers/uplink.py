@@ -17,6 +17,8 @@ from atoll.network.foreign import bridge_firewalls
 from atoll.network.groups import GroupPlan
 from atoll.network.model import Network, NetworkTraits, Plugged, Port
 
+_BACKENDS = {"tun": "tap", "veth": "veth", "macvtap": "macvtap"}
+
 
 class UplinkNetwork:
     """`record.uplink` names the host's link."""
@@ -51,6 +53,12 @@ class UplinkNetwork:
                 hint=f"ip link add br0 type bridge; ip link set {uplink.name} master br0; then --uplink br0",
                 field="nics",
             )
+        if port.end != "tap":
+            raise Lacking(
+                f"{uplink.name} is no bridge: a container needs one",
+                hint=f"ip link add br0 type bridge; ip link set {uplink.name} master br0; then --uplink br0",
+                field="nics",
+            )
         name, alias = await self._free_name(port.id), naming.port_alias(self._record.id, port.id)
         await self._links.make_macvtap(name, parent=uplink.name, mac=port.mac, mtu=self._record.mtu, alias=alias)
         if sysctl.has_ipv6():
@@ -66,8 +74,8 @@ class UplinkNetwork:
         found = {}
         for link in await self._links.ours():
             port = naming.port_of(link.alias, self._record.id)
-            if port and link.kind in ("tun", "macvtap"):
-                found[port] = Plugged("macvtap" if link.kind == "macvtap" else "tap", link=link.name, mtu=link.mtu)
+            if port and link.kind in _BACKENDS:
+                found[port] = Plugged(_BACKENDS[link.kind], link=link.name, mtu=link.mtu)
         return found
 
     async def set_groups(self, plans: Sequence[GroupPlan]) -> None:

@@ -2,14 +2,18 @@
 
 A clone of a file on the pool's own file system is that file's copy at once, sharing its blocks, and stands on
 nothing. Of a file elsewhere no block can be shared: such a clone has it as its backing file, as in a dir pool.
+A clone of a tree of the pool's own file system is its snapshot, of one elsewhere an overlay, as in a dir pool. What
+a tree takes can be bounded where the file system has quotas.
 Files keep btrfs's copy on write and its checksums.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from atoll.base.errors import Refused
+from atoll.base.errors import Invalid, Refused
+from atoll.base.ids import Bytes
 from atoll.host import disks, files, filesystems
+from atoll.storage.drivers import treevolume
 from atoll.storage.drivers.dir import DirPool
 from atoll.storage.model import Layer, PoolTraits, VolumeFormat, VolumeSpec
 
@@ -20,7 +24,7 @@ _FORMATS: Mapping[str, VolumeFormat] = {"qcow2": "thin", "raw": "raw"}
 class BtrfsPool(DirPool):
     """See storage.pool.PoolDriver and DirPool."""
 
-    traits = PoolTraits(clones=True, reflinks=True)
+    traits = PoolTraits(clones=True, reflinks=True, trees=True)
 
     async def open(self) -> None:
         there = next(path for path in (self._root, *self._root.parents) if path.exists())
@@ -43,3 +47,18 @@ class BtrfsPool(DirPool):
             return await super()._fill(fresh, spec)
         await disks.resize(fresh, spec.base[0].format, spec.size)
         return format, ()
+
+    async def _clone_tree(self, below: Path, fresh: Path) -> bool:
+        return await filesystems.snapshot(below, fresh)
+
+    async def _bound_tree(self, tree: Path, size: Bytes) -> None:
+        if not size:
+            return
+        own = tree / treevolume.UPPER
+        if not await filesystems.bound_subvolume(own, size):
+            raise Invalid(
+                f"pool {self.name} cannot bound the size of this tree: its file system has no quotas, or the image"
+                " lies on another one",
+                hint=f"btrfs quota enable {self._root}, or leave the size out",
+                field="size",
+            )

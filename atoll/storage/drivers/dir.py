@@ -3,21 +3,22 @@
 ROOT/.atoll-pool             the pool's id: a directory without it is not the pool (its disk is not mounted)
 ROOT/volumes/ID.qcow2        a thin volume; ID.raw a raw one, ID.full a full one: the name says how it is opened,
                              never the content, which is a guest's
+ROOT/volumes/ID.tree/        a tree: drivers/treevolume.py
 ROOT/volumes/.ID.new         one being made, swept by `open`
 """
 
+import asyncio
 import contextlib
 import os
 import re
-import struct
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 from atoll.base.errors import Absent, Broken, Exhausted, Exists, Invalid, Refused
 from atoll.base.ids import Bytes, PoolId, VolumeId
 from atoll.base.units import MiB, show_size
-from atoll.host import copies, disks, extents, files
+from atoll.host import copies, disks, extents, files, rootfs
+from atoll.storage.drivers import diskfile, treevolume
 from atoll.storage.layers import read_layers
 from atoll.storage.model import Attachment, Capacity, Layer, PoolTraits, Usage, VolumeFormat, VolumeSpec
 
@@ -26,7 +27,8 @@ RESERVE = Bytes(64 * MiB)
 """Nothing is made or grown when less than this is available: running guests' writes come first."""
 
 _VOLUMES = "volumes"
-_SUFFIXES: Mapping[VolumeFormat, str] = {"thin": ".qcow2", "full": ".full", "raw": ".raw"}
+_SUFFIXES: Mapping[VolumeFormat, str] = {"thin": diskfile.THIN, "full": ".full", "raw": ".raw", "tree": ".tree"}
+_TREE = _SUFFIXES["tree"]
 _FORMATS = {suffix: format for format, suffix in _SUFFIXES.items()}
 _DRIVERS: Mapping[VolumeFormat, str] = {"thin": "qcow2", "full": "raw", "raw": "raw"}
 _NEW = re.compile(r"\..*\.new\Z")
@@ -36,8 +38,6 @@ _IMAGES = "images"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\Z")
 Pour = Callable[[Path, VolumeFormat], Awaitable[None]]
 """Writes the content into a volume's new file, whose format it is told."""
-_HEADER = struct.Struct(">4sIQIIQ")
-"""qcow2: magic, version, backing file's offset and length, cluster bits, virtual size (docs/interop/qcow2.txt)."""
 
 
 class DirPool:
@@ -47,7 +47,7 @@ class DirPool:
     inside `home` (the state directory) are named relative to a pool inside it, so that it can be moved as a whole.
     """
 
-    traits = PoolTraits(clones=True)
+    traits = PoolTraits(clones=True, trees=True)
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class DirPool:
         with files.translated(f"open pool {self.name} in {self._root}"):
             await files.in_thread(self._claim)
             await self._lay_folder()
-            await files.in_thread(self._sweep)
+            await self._sweep()
         self._fresh = False
 
     async def create(self, spec: VolumeSpec) -> None:
@@ -97,28 +97,31 @@ class DirPool:
             raise Exists(f"volume {spec.id} is already in pool {self.name}")
         if spec.size % SECTOR:
             raise Invalid(f"{spec.size} bytes are no whole sectors", hint=f"a multiple of {SECTOR}", field="size")
-        if spec.base and spec.format != "thin":
+        if spec.base and spec.format not in ("thin", "tree"):
             raise Invalid(f"a clone cannot be {spec.format}", hint="--format thin", field="format")
         # A clone is as large as what it is one of: that it holds nothing of its own may be all that makes it fit.
         self._check_fits(0 if spec.base else spec.size, new=spec.size if spec.format == "full" else 0)
         self._making.add(spec.id)
         try:
-            self._known[spec.id] = await self._make(spec, pour)
+            made = self._make_tree(spec) if spec.format == "tree" else self._make(spec, pour)
+            self._known[spec.id] = await made
         finally:
             self._making.discard(spec.id)
 
     async def delete(self, volume: VolumeId) -> None:
-        paths = [self._path(volume, format) for format in _SUFFIXES]
+        tree = self._path(volume, "tree")
+        paths = [self._path(volume, format) for format in _SUFFIXES if format != "tree"]
         self._check_there()
         self._known.pop(volume, None)
         with files.translated(f"delete volume {volume}"):
+            await treevolume.remove(tree, self._fresh_name(volume))
             await files.in_thread(_remove, *paths)
 
     async def grow(self, volume: VolumeId, size: Bytes) -> None:
         path = self._present(volume)
         if await self._judge(volume, path, size):
             await self._reserve_full(volume, path, size)
-            await disks.resize(path, _driver(path), size)
+            await disks.resize(path, diskfile.driver(path), size)
 
     async def make_room(self, volume: VolumeId, size: Bytes) -> None:
         path = self._present(volume)
@@ -127,8 +130,10 @@ class DirPool:
 
     async def _judge(self, volume: VolumeId, path: Path, size: Bytes) -> bool:
         """Whether it becomes larger. Raises Refused, Exhausted, Broken."""
+        if path.suffix == _TREE:
+            raise Refused(f"volume {volume} is a tree, and grows by itself", hint="it ends where its pool does")
         with files.translated(f"grow volume {volume}"), path.open("rb") as file:
-            now = _virtual_size(file, path)
+            now = diskfile.virtual_size(file, path)
         if now is None:
             raise Broken(f"{path} is damaged: it has no qcow2 header")
         if size < now:
@@ -145,7 +150,7 @@ class DirPool:
         """Blocks of a full volume are taken before anybody sees them."""
         if path.suffix == _SUFFIXES["full"]:
             with files.translated(f"grow volume {volume}"):
-                await files.in_thread(_allocate, path, size)
+                await files.in_thread(diskfile.allocate, path, size)
 
     async def attach(self, volume: VolumeId) -> Attachment:
         path = self._present(volume)
@@ -160,6 +165,8 @@ class DirPool:
 
     async def usage(self, volume: VolumeId) -> Usage:
         path = self._present(volume)
+        if path.suffix == _TREE:
+            return await treevolume.usage(path)
         with files.translated(f"measure volume {volume}"):
             return await files.in_thread(_usage, path)
 
@@ -182,13 +189,13 @@ class DirPool:
 
     async def withdraw(self) -> None:
         with files.translated(f"take pool {self.name} out of {self._root}"):
-            await files.in_thread(self._withdraw)
+            if await files.in_thread(self._read_marker) == self._id:
+                if self._folder.is_dir():
+                    await self._sweep()
+                await files.in_thread(self._withdraw)
 
     def _withdraw(self) -> None:
-        if self._read_marker() != self._id:
-            return
         if self._folder.is_dir():
-            self._sweep()
             if strange := sorted(self._folder.iterdir()):
                 raise Refused(f"{strange[0]} is still in pool {self.name}", hint="remove what is in it first")
             self._folder.rmdir()
@@ -210,14 +217,47 @@ class DirPool:
     async def _lay_folder(self) -> None:
         self._folder.mkdir(exist_ok=True, mode=0o711)
 
-    def _sweep(self) -> None:
-        for entry in self._folder.iterdir():
+    async def _sweep(self) -> None:
+        for entry in await files.in_thread(list, self._folder.iterdir()):
             if _NEW.match(entry.name):
-                entry.unlink(missing_ok=True)
+                if entry.is_dir():
+                    await rootfs.remove(entry)
+                else:
+                    entry.unlink(missing_ok=True)
+
+    async def _make_tree(self, spec: VolumeSpec) -> Attachment:
+        fresh, path = self._fresh_name(spec.id), self._path(spec.id, "tree")
+        try:
+            await treevolume.make(fresh, spec, home=self._home, clone=self._clone_tree)
+            await self._bound_tree(fresh, spec.size)
+            with files.translated(f"make volume {spec.id}"):
+                fresh.rename(path)
+                await files.in_thread(files.sync, path.parent)
+        except BaseException as error:
+            await asyncio.shield(asyncio.ensure_future(rootfs.remove(fresh)))
+            if isinstance(error, Absent):
+                raise Broken(f"cannot make volume {spec.id}: {error.message}") from error
+            raise
+        return await files.in_thread(treevolume.layers, path)
+
+    async def _clone_tree(self, below: Path, fresh: Path) -> bool:  # noqa: ARG002 - only where files share blocks
+        return False
+
+    async def _bound_tree(self, tree: Path, size: Bytes) -> None:  # noqa: ARG002
+        """Raises Invalid where this pool cannot bound what a tree takes."""
+        if size:
+            raise Invalid(
+                f"pool {self.name} cannot bound the size of a tree",
+                hint="leave the size out, or take a btrfs pool with quotas",
+                field="size",
+            )
+
+    def _fresh_name(self, volume: VolumeId) -> Path:
+        return self._folder / f".{volume}.new"
 
     async def _make(self, spec: VolumeSpec, pour: Pour | None) -> Attachment:
         """Under another name first, so that a crash leaves only what `open` sweeps."""
-        fresh = path = self._folder / f".{spec.id}.new"
+        fresh = path = self._fresh_name(spec.id)
         try:
             with files.translated(f"make volume {spec.id}"):
                 format, below = await self._fill(fresh, spec)
@@ -241,11 +281,13 @@ class DirPool:
             backing, format = self._backing(spec)
             await disks.create_overlay(fresh, spec.size, backing=backing, backing_format=format)
         else:
-            await files.in_thread(_create_raw, fresh, spec.size, spec.format == "full")
+            await files.in_thread(diskfile.create_raw, fresh, spec.size, spec.format == "full")
         return spec.format, spec.base
 
     async def _layers(self, volume: VolumeId, path: Path) -> Attachment:
-        if _driver(path) == "raw":  # whatever a guest wrote to its beginning
+        if path.suffix == _TREE:
+            return await files.in_thread(treevolume.layers, path)
+        if diskfile.driver(path) == "raw":  # whatever a guest wrote to its beginning
             return _attachment(_own(path))
         try:
             layers = await files.in_thread(read_layers, path, "qcow2", self._grounds)
@@ -335,32 +377,17 @@ class DirPool:
         return found
 
 
-def _driver(path: Path) -> str:
-    """How a volume's file is opened: said by its name, for the pool gave it that."""
-    return "qcow2" if path.suffix == _SUFFIXES["thin"] else "raw"
-
-
 def _own(path: Path) -> Layer:
-    return Layer(str(path), _driver(path), discard=path.suffix != _SUFFIXES["full"])
+    return Layer(str(path), diskfile.driver(path), discard=path.suffix != _SUFFIXES["full"])
 
 
 def _usage(path: Path) -> Usage:
+    """Without a walk through trees, whose files their containers change meanwhile."""
+    if path.suffix == _TREE:
+        return Usage(Bytes(0), Bytes(0))
     with path.open("rb") as file:
         seen = extents.measure(file.fileno())
-        return Usage(Bytes(_virtual_size(file, path) or 0), seen.allocated, seen.used)
-
-
-def _create_raw(path: Path, size: int, full: bool) -> None:
-    with open(path, "xb") as file:
-        file.truncate(size)
-    if full:
-        _allocate(path, size)
-
-
-def _allocate(path: Path, size: int) -> None:
-    """Make it that large with every block its own. What it holds stays."""
-    with path.open("r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, size)
+        return Usage(Bytes(diskfile.virtual_size(file, path) or 0), seen.allocated, seen.used)
 
 
 def _attachment(own: Layer, *below: Layer) -> Attachment:
@@ -380,13 +407,3 @@ def _remove(*paths: Path) -> None:
 def _discard(*paths: Path) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
-
-
-def _virtual_size(file: BinaryIO, path: Path) -> int | None:
-    """None: damaged. Read here, for qemu-img takes 8 ms a volume and a pool has thousands."""
-    if _driver(path) == "raw":
-        return os.fstat(file.fileno()).st_size
-    header = file.read(_HEADER.size)
-    if len(header) < _HEADER.size or not header.startswith(b"QFI\xfb"):
-        return None
-    return int(_HEADER.unpack(header)[5])

@@ -1,0 +1,38 @@
+"""Files that are volumes of a dir pool: how each is opened, made and measured."""
+
+import os
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+THIN = ".qcow2"
+_HEADER = struct.Struct(">4sIQIIQ")
+"""qcow2: magic, version, backing file's offset and length, cluster bits, virtual size (docs/interop/qcow2.txt)."""
+
+
+def virtual_size(file: BinaryIO, path: Path) -> int | None:
+    """None: damaged. Read here, for qemu-img takes 8 ms a volume and a pool has thousands."""
+    if driver(path) == "raw":
+        return os.fstat(file.fileno()).st_size
+    header = file.read(_HEADER.size)
+    if len(header) < _HEADER.size or not header.startswith(b"QFI\xfb"):
+        return None
+    return int(_HEADER.unpack(header)[5])
+
+
+def create_raw(path: Path, size: int, full: bool) -> None:
+    with open(path, "xb") as file:
+        file.truncate(size)
+    if full:
+        allocate(path, size)
+
+
+def allocate(path: Path, size: int) -> None:
+    """Make it that large with every block its own. What it holds stays."""
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+
+
+def driver(path: Path) -> str:
+    """How a volume's file is opened: said by its name, for the pool gave it that."""
+    return "qcow2" if path.suffix == THIN else "raw"
