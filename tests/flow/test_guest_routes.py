@@ -49,8 +49,8 @@ ALWAYS = frozenset({"instance.log"})
 """Also of what ended."""
 READS = frozenset({"instance.list", "instance.list-all", "instance.read"})
 """Of records alone: a state is what they tell."""
-OF_ITS_OWN = frozenset({"instance.launch", "instance.revive"})
-"""In no state of an instance: a launch makes one, and the restart policy revives what has died."""
+OF_ITS_OWN = frozenset({"instance.launch", "instance.revive", "instance.mount-add", "instance.mount-remove"})
+"""In no state of a VM: a launch makes one, the restart policy revives what has died, containers have mounts."""
 
 
 def answers(use: str, state: State) -> bool:
