@@ -52,6 +52,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "image_send": {"params": {"replace": "true"}, "content": b"an image"},
     "image_rename": {"json": {"to": "small"}},
     "instance_shell": {"expect": 405},
+    "instance_session": {"expect": 405},
     "volume_create": {"json": {"name": "data", "size": 1 << 30, "format": "raw"}},
     "volume_attach": {"json": {"instance": "web1", "bus": "scsi", "cache": "none"}},
     "volume_detach": {"json": {"force": True}},

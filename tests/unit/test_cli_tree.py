@@ -17,7 +17,8 @@ from atoll.cli.process import owner_of
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 WANTED = (
     "up down launch list show set rename start stop restart pause resume delete exec shell console cp log stats "
-    "screenshot eject history events operation image host token version network nic mount pool volume completion daemon"
+    "screenshot eject history events operation image host token version network nic mount pool volume completion "
+    "daemon"
 ).split()
 
 
