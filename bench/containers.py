@@ -46,7 +46,10 @@ class Raw:
     """lxc-start, lxc-attach and lxc-stop, in the daemon's network namespace, on its bridge."""
 
     def __init__(self, place: Path, host: Daemon, bridge: str) -> None:
-        self._place, self._host, self._bridge = place, host, bridge
+        self._place, self._bridge = place, bridge
+        # Holds the daemon's network namespace with a /sys of its own, in which liblxc looks for the bridge.
+        self._holder = subprocess.Popen(host.command(["sleep", "3600"]))
+        time.sleep(1)
         place.chmod(0o755)
         self._tree = make_tree(place / "tree")
         for where, folders, files in os.walk(self._tree):
@@ -54,7 +57,12 @@ class Raw:
                 os.lchown(Path(where) / name, IDS, IDS)
 
     def run(self, *argv: str) -> None:
-        subprocess.run(self._host.command(list(argv)), env=ENV, check=True, stdout=subprocess.DEVNULL)
+        line = ["/usr/bin/nsenter", "-t", str(self._holder.pid), "--net", "--mount", *argv]
+        subprocess.run(line, env=ENV, check=True, stdout=subprocess.DEVNULL)
+
+    def close(self) -> None:
+        self._holder.kill()
+        self._holder.wait()
 
     def start(self, name: str) -> float:
         folder = self._place / name
@@ -86,12 +94,13 @@ def both() -> Iterator[tuple[Daemon, Raw]]:
             (host.state / "atoll.toml").write_text("[limits]\nmemory_overcommit = 10.0\n")
             host.start()
             host.contain("keeps")
-            bridge = f"at{host.tag}-b1"
             listed = json.loads(host.net.run("ip", "-j", "link")) if host.net else []
             bridge = next(each["ifname"] for each in listed if "-b" in each["ifname"])
+            raw = Raw(Path(place), host, bridge)
             try:
-                yield host, Raw(Path(place), host, bridge)
+                yield host, raw
             finally:
+                raw.close()
                 host.delete(*host.all())
                 for root in Path("/sys/fs/cgroup").glob("*/atoll-bench"):
                     for folder in sorted((p for p in root.rglob("*") if p.is_dir()), reverse=True):

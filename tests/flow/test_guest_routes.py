@@ -49,8 +49,11 @@ ALWAYS = frozenset({"instance.log"})
 """Also of what ended."""
 READS = frozenset({"instance.list", "instance.list-all", "instance.read"})
 """Of records alone: a state is what they tell."""
-OF_ITS_OWN = frozenset({"instance.launch", "instance.revive", "instance.import"})
-"""In no state of an instance: a launch and an import make one, and the restart policy revives what has died."""
+OF_ITS_OWN = frozenset(
+    {"instance.launch", "instance.revive", "instance.import", "instance.mount-add", "instance.mount-remove"}
+)
+"""In no state of a VM: a launch and an import make one, the restart policy revives what has died, containers have
+mounts."""
 
 
 def answers(use: str, state: State) -> bool:

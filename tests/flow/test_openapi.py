@@ -43,6 +43,8 @@ CALLS: dict[str, dict[str, Any]] = {
     "instance_nic-add": {
         "json": {"network": "default", "address": "10.9.8.9", "forwards": [{"port": 80, "to": 80}]}
     },
+    "instance_mount-add": {"json": {"source": "/srv", "path": "/data"}},
+    "instance_mount-remove": {"params": {"path": "/data"}},
     "instance_nic-set": {"json": {"link": False, "down": {"ceiling": 1000000}}},
     "network_create": {"json": {"name": "lan", "mode": "isolated", "subnets": ["10.1.2.0/24"]}},
     "group_create": {"json": {"name": "db", "rules": [{"direction": "ingress", "protocol": "tcp", "port": 80}]}},

@@ -72,7 +72,7 @@ def served() -> Iterator[Served]:
     served.close()
 
 
-@schema.exclude(path_regex="/(console|shell)$").parametrize()
+@schema.exclude(path_regex="/(console|shell|session)$").parametrize()
 @settings(
     max_examples=25,
     deadline=None,

@@ -23,6 +23,7 @@ from atoll.instance.engine import EngineTraits, Furnish, GuestEvent, Observed, O
 from atoll.instance.model import BootPlan, Disk, Hardware, Instance, InstanceSpec, InstanceStatus, Kind, Nic, State
 from atoll.instance.model import Limits as Shares
 from atoll.instance.seeds import SeedBook
+from atoll.instance.verbs import args
 from atoll.instance.verbs.args import (
     AddNicArgs,
     AttachVolumeArgs,
@@ -32,7 +33,6 @@ from atoll.instance.verbs.args import (
     InsertArgs,
     LaunchArgs,
     NamedArgs,
-    RemoveNicArgs,
     RenameArgs,
     SetArgs,
     SetNicArgs,
@@ -273,9 +273,11 @@ class FakeVerbs:
             ("group.delete", GroupArgs, self.accept),
             ("instance.nic-add", AddNicArgs, self.accept),
             ("instance.nic-set", SetNicArgs, self.accept),
-            ("instance.nic-remove", RemoveNicArgs, self.accept),
+            ("instance.nic-remove", args.RemoveNicArgs, self.accept),
+            ("instance.mount-add", args.AddMountArgs, self.accept),
+            ("instance.mount-remove", args.RemoveMountArgs, self.accept),
         ]
-        return [Pretend(name, args, act, self.pace) for name, args, act in table]
+        return [Pretend(name, kind, act, self.pace) for name, kind, act in table]
 
     async def accept(self, args: msgspec.Struct) -> None:
         """What the app's tests look at is the way there."""

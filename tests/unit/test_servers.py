@@ -9,10 +9,8 @@ import pytest
 
 from atoll.base.errors import Broken, Lacking
 from atoll.daemon import config
-from atoll.host.run import run
 from atoll.image.recipes import bootstrap, debian, ubuntu
 from atoll.image.recipes.registry import recipes
-from atoll.image.recipes.tree import Tree
 
 MIRROR = "http://mirror.example/ubuntu"
 FAKE = """#!/bin/sh
@@ -113,22 +111,6 @@ def test_only_bookworm_has_its_cloud_init_helped() -> None:
     assert extras == {"debian/12": "bookworm", "debian/13": ""}
     units = debian.folder() / "bookworm/etc/systemd/system"
     assert len(list(units.glob("cloud-*.service.d/one-process.conf"))) == 4
-
-
-async def test_a_tree_is_packed_with_its_owners_and_the_same_twice(tmp_path: Path) -> None:
-    tree = Tree(tmp_path / "spool")
-    tree.directory("tmp", 0o1777)
-    tree.file("usr/bin/tool", b"tool" * 5000, 0o4755)
-    tree.link("usr/bin/alias", "tool")
-    archives = (tmp_path / "one.tar", tmp_path / "two.tar")
-    for archive in archives:
-        tree.pack(archive, 1_577_836_800)
-    assert archives[0].read_bytes() == archives[1].read_bytes()
-    listed = (await run(["tar", "-tvf", str(archives[0]), "--numeric-owner"])).text.splitlines()
-    said = {line.split()[5]: (line.split()[0], line.split()[1]) for line in listed}
-    assert said["usr/bin/tool"] == ("-rwsr-xr-x", "0/0")
-    assert said["tmp/"] == ("drwxrwxrwt", "0/0")
-    assert "usr/bin/alias -> tool" in listed[-2] + listed[-1]
 
 
 def test_what_adapts_the_tree_leaves_the_builder_its_tmp() -> None:

@@ -22,7 +22,7 @@ from atoll.instance.model import BootPlan, Exit, State
 
 log = logging.getLogger(__name__)
 
-_KILL_IN, _FREEZE_IN = 15.0, 10.0
+_KILL_IN, _FREEZE_IN, _FREEZE_AGAIN = 15.0, 10.0, 0.25
 _MONITOR_IN = 3.0  # seconds from the end of the last process to the end of the monitor
 HALT = {
     "systemd": signal.SIGRTMIN + 3,
@@ -112,10 +112,15 @@ class Guest:
             raise Refused(f"{self.plan.name} is not running", hint=f"atoll start {self.plan.name}")
         self._groups.freeze(self.run.name, on=on)
         until = clock.monotonic() + _FREEZE_IN
+        again = clock.monotonic() + _FREEZE_AGAIN
         while self._groups.frozen(self.run.name) is not on:
             if clock.monotonic() > until:
                 self._groups.freeze(self.run.name, on=False)
                 raise Unreachable(f"{self.plan.name} does not stand still", hint="a process of it waits for a disk")
+            if on and clock.monotonic() > again:  # v1 may never come to an end with a process that just forks
+                self._groups.freeze(self.run.name, on=False)
+                self._groups.freeze(self.run.name, on=True)
+                again = clock.monotonic() + _FREEZE_AGAIN
             await asyncio.sleep(0.002)
         if self._paused is not on:
             self._paused = on
