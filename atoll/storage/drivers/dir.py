@@ -17,7 +17,7 @@ from pathlib import Path
 from atoll.base.errors import Absent, Broken, Exhausted, Exists, Invalid, Refused
 from atoll.base.ids import Bytes, PoolId, VolumeId
 from atoll.base.units import MiB, show_size
-from atoll.host import copies, disks, extents, files, rootfs
+from atoll.host import copies, disks, files, rootfs
 from atoll.storage.drivers import diskfile, treevolume
 from atoll.storage.layers import read_layers
 from atoll.storage.model import Attachment, Capacity, Layer, PoolTraits, Usage, VolumeFormat, VolumeSpec
@@ -27,7 +27,12 @@ RESERVE = Bytes(64 * MiB)
 """Nothing is made or grown when less than this is available: running guests' writes come first."""
 
 _VOLUMES = "volumes"
-_SUFFIXES: Mapping[VolumeFormat, str] = {"thin": diskfile.THIN, "full": ".full", "raw": ".raw", "tree": ".tree"}
+_SUFFIXES: Mapping[VolumeFormat, str] = {
+    "thin": diskfile.THIN,
+    "full": diskfile.FULL,
+    "raw": ".raw",
+    "tree": ".tree",
+}
 _TREE = _SUFFIXES["tree"]
 _FORMATS = {suffix: format for format, suffix in _SUFFIXES.items()}
 _DRIVERS: Mapping[VolumeFormat, str] = {"thin": "qcow2", "full": "raw", "raw": "raw"}
@@ -115,7 +120,8 @@ class DirPool:
         self._known.pop(volume, None)
         with files.translated(f"delete volume {volume}"):
             await treevolume.remove(tree, self._fresh_name(volume))
-            await files.in_thread(_remove, *paths)
+            await files.in_thread(_discard, *paths)
+            await files.in_thread(files.sync, self._folder)
 
     async def grow(self, volume: VolumeId, size: Bytes) -> None:
         path = self._present(volume)
@@ -273,7 +279,7 @@ class DirPool:
             if isinstance(error, Absent):
                 raise Broken(f"cannot make volume {spec.id}: {error.message}") from error
             raise
-        return _attachment(_own(path), *below)
+        return _attachment(diskfile.own_layer(path), *below)
 
     async def _fill(self, fresh: Path, spec: VolumeSpec) -> tuple[VolumeFormat, tuple[Layer, ...]]:
         """Make the file. Returns how it is to be opened, and the layers that it stands on."""
@@ -288,7 +294,7 @@ class DirPool:
         if path.suffix == _TREE:
             return await files.in_thread(treevolume.layers, path)
         if diskfile.driver(path) == "raw":  # whatever a guest wrote to its beginning
-            return _attachment(_own(path))
+            return _attachment(diskfile.own_layer(path))
         try:
             layers = await files.in_thread(read_layers, path, "qcow2", self._grounds)
         except Absent as error:
@@ -377,17 +383,11 @@ class DirPool:
         return found
 
 
-def _own(path: Path) -> Layer:
-    return Layer(str(path), diskfile.driver(path), discard=path.suffix != _SUFFIXES["full"])
-
-
 def _usage(path: Path) -> Usage:
     """Without a walk through trees, whose files their containers change meanwhile."""
     if path.suffix == _TREE:
         return Usage(Bytes(0), Bytes(0))
-    with path.open("rb") as file:
-        seen = extents.measure(file.fileno())
-        return Usage(Bytes(diskfile.virtual_size(file, path) or 0), seen.allocated, seen.used)
+    return diskfile.usage(path)
 
 
 def _attachment(own: Layer, *below: Layer) -> Attachment:
@@ -396,12 +396,6 @@ def _attachment(own: Layer, *below: Layer) -> Attachment:
 
 def _absent(layers: Iterable[Layer]) -> str:
     return next((layer.uri for layer in layers if not os.path.exists(layer.uri)), "")
-
-
-def _remove(*paths: Path) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
-    files.sync(paths[0].parent)
 
 
 def _discard(*paths: Path) -> None:

@@ -5,7 +5,11 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
-THIN = ".qcow2"
+from atoll.base.ids import Bytes
+from atoll.host import extents
+from atoll.storage.model import Layer, Usage
+
+THIN, FULL = ".qcow2", ".full"
 _HEADER = struct.Struct(">4sIQIIQ")
 """qcow2: magic, version, backing file's offset and length, cluster bits, virtual size (docs/interop/qcow2.txt)."""
 
@@ -36,3 +40,14 @@ def allocate(path: Path, size: int) -> None:
 def driver(path: Path) -> str:
     """How a volume's file is opened: said by its name, for the pool gave it that."""
     return "qcow2" if path.suffix == THIN else "raw"
+
+
+def own_layer(path: Path) -> Layer:
+    """The top one of a volume. A full one keeps its blocks."""
+    return Layer(str(path), driver(path), discard=path.suffix != FULL)
+
+
+def usage(path: Path) -> Usage:
+    with path.open("rb") as file:
+        seen = extents.measure(file.fileno())
+        return Usage(Bytes(virtual_size(file, path) or 0), seen.allocated, seen.used)
