@@ -27,13 +27,8 @@ RESERVE = Bytes(64 * MiB)
 """Nothing is made or grown when less than this is available: running guests' writes come first."""
 
 _VOLUMES = "volumes"
-_SUFFIXES: Mapping[VolumeFormat, str] = {
-    "thin": diskfile.THIN,
-    "full": diskfile.FULL,
-    "raw": ".raw",
-    "tree": ".tree",
-}
-_TREE = _SUFFIXES["tree"]
+_TREE = ".tree"
+_SUFFIXES: Mapping[VolumeFormat, str] = {"thin": diskfile.THIN, "full": diskfile.FULL, "raw": ".raw", "tree": _TREE}
 _FORMATS = {suffix: format for format, suffix in _SUFFIXES.items()}
 _DRIVERS: Mapping[VolumeFormat, str] = {"thin": "qcow2", "full": "raw", "raw": "raw"}
 _NEW = re.compile(r"\..*\.new\Z")
@@ -279,7 +274,7 @@ class DirPool:
             if isinstance(error, Absent):
                 raise Broken(f"cannot make volume {spec.id}: {error.message}") from error
             raise
-        return _attachment(diskfile.own_layer(path), *below)
+        return diskfile.attachment(diskfile.own_layer(path), *below)
 
     async def _fill(self, fresh: Path, spec: VolumeSpec) -> tuple[VolumeFormat, tuple[Layer, ...]]:
         """Make the file. Returns how it is to be opened, and the layers that it stands on."""
@@ -294,13 +289,13 @@ class DirPool:
         if path.suffix == _TREE:
             return await files.in_thread(treevolume.layers, path)
         if diskfile.driver(path) == "raw":  # whatever a guest wrote to its beginning
-            return _attachment(diskfile.own_layer(path))
+            return diskfile.attachment(diskfile.own_layer(path))
         try:
             layers = await files.in_thread(read_layers, path, "qcow2", self._grounds)
         except Absent as error:
             self._present(volume)  # otherwise what is absent is a layer below it
             raise Broken(f"volume {volume} of pool {self.name} lacks a layer below it: {error.message}") from error
-        return _attachment(*layers)
+        return diskfile.attachment(*layers)
 
     def _backing(self, spec: VolumeSpec) -> tuple[str, str]:
         """How the volume names the layer below it, and that layer's format."""
@@ -388,10 +383,6 @@ def _usage(path: Path) -> Usage:
     if path.suffix == _TREE:
         return Usage(Bytes(0), Bytes(0))
     return diskfile.usage(path)
-
-
-def _attachment(own: Layer, *below: Layer) -> Attachment:
-    return Attachment((own, *(Layer(os.path.normpath(layer.uri), layer.format, read_only=True) for layer in below)))
 
 
 def _absent(layers: Iterable[Layer]) -> str:

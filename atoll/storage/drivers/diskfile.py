@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from atoll.base.ids import Bytes
 from atoll.host import extents
-from atoll.storage.model import Layer, Usage
+from atoll.storage.model import Attachment, Layer, Usage
 
 THIN, FULL = ".qcow2", ".full"
 _HEADER = struct.Struct(">4sIQIIQ")
@@ -45,6 +45,10 @@ def driver(path: Path) -> str:
 def own_layer(path: Path) -> Layer:
     """The top one of a volume. A full one keeps its blocks."""
     return Layer(str(path), driver(path), discard=path.suffix != FULL)
+
+
+def attachment(own: Layer, *below: Layer) -> Attachment:
+    return Attachment((own, *(Layer(os.path.normpath(layer.uri), layer.format, read_only=True) for layer in below)))
 
 
 def usage(path: Path) -> Usage:
