@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 from bench.report import Goal, Row, Spread, pairs, row
 from tests.kit.containers import make_tree
-from tests.kit.daemon import INSTANCES, MIB, Daemon, daemon, make_base
+from tests.kit.daemon import INSTANCES, MIB, Daemon, daemon, make_base, until
 
 ROUNDS = 15
 MANY = 100
@@ -42,6 +42,10 @@ lxc.net.0.flags = up
 """
 
 
+def comm(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
 class Raw:
     """lxc-start, lxc-attach and lxc-stop, in the daemon's network namespace, on its bridge."""
 
@@ -49,7 +53,7 @@ class Raw:
         self._place, self._bridge = place, bridge
         # Holds the daemon's network namespace with a /sys of its own, in which liblxc looks for the bridge.
         self._holder = subprocess.Popen(host.command(["sleep", "3600"]))
-        time.sleep(1)
+        until(lambda: comm(self._holder.pid) == "sleep", "it is in the daemon's namespaces", 30)
         place.chmod(0o755)
         self._tree = make_tree(place / "tree")
         for where, folders, files in os.walk(self._tree):

@@ -23,8 +23,10 @@ class Caller(msgspec.Struct, frozen=True):
     request_id: str
 
 
-HOST_ADMINISTRATOR = frozenset({"pool.create", "pool.delete"})
-"""Actions that name or free what is the host's own, such as a path: whoever has a project alone may not."""
+MOUNT, PRIVILEGE = "instance.mount-add", "instance.privilege"
+HOST_ADMINISTRATOR = frozenset({"pool.create", "pool.delete", MOUNT, "instance.mount-remove", PRIVILEGE})
+"""Actions that name or free what is the host's own, such as a path, or whose guests are not kept from it: whoever
+has a project alone may not."""
 
 
 def may(actor: Actor, action: str, on: Subject) -> None:

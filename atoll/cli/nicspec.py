@@ -34,7 +34,7 @@ def parse_nic(text: str, *, keys: tuple[str, ...] = _KEYS) -> dict[str, Any]:
     for pair in filter(None, text.split(",")):
         key, equals, value = pair.partition("=")
         if not equals or key not in keys:
-            hint = did_you_mean(key, keys) or f"there are {', '.join(keys)}"
+            hint = did_you_mean(key, keys) or f"as {keys[0]}=VALUE: there are {', '.join(keys)}"
             raise Invalid(f"{pair!r} is no setting of a NIC", hint=hint, field="--nic")
         if key in ("link", "guard"):
             found[key] = word(value, key)

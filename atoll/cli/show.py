@@ -73,7 +73,7 @@ def _head(view: "InstanceView") -> Section:
             ("project", view.project),
             ("description", view.instance.spec.description),
             ("state", f"{status.state}{reason}, for {output.age(status.since)}"),
-            ("image", f"{view.instance.spec.image} ({view.instance.image[:19]})" if view.instance.image else ""),
+            ("image", f"{name} ({view.instance.image[:19]})" if (name := view.instance.spec.image) else ""),
             ("kind", kind_of(view)),
             ("id", view.id),
             ("created", f"{output.local_time(view.instance.created)} ({output.age(view.instance.created)} ago)"),

@@ -131,7 +131,7 @@ class Cgroups:
         """Whether it is gone; a group that still has a process stays. Absent is success."""
         left = {root / self.folder(name) for root in self._roots.values()}
         delay, until = 0.002, clock.monotonic() + _REMOVE_IN
-        while left := {folder for folder in left if not _removed(folder)}:
+        while left := {folder for folder in left if not removed(folder)}:
             if clock.monotonic() > until:
                 return False
             await asyncio.sleep(delay)
@@ -149,20 +149,20 @@ class Cgroups:
             folder = self._roots[""] / self.folder(name)
             return Usage(
                 _counter(folder / "cpu.stat", "usage_usec") / 1e6,
-                _number(folder / "memory.current"),
+                number(folder / "memory.current"),
                 _counter(folder / "memory.events", "oom_kill"),
             )
         account, memory, name = self._root("cpuacct"), self._root("memory"), self.folder(name)
         return Usage(
-            _number(account / name / "cpuacct.usage") / 1e9 if account else 0.0,
-            _number(memory / name / "memory.usage_in_bytes") if memory else 0,
+            number(account / name / "cpuacct.usage") / 1e9 if account else 0.0,
+            number(memory / name / "memory.usage_in_bytes") if memory else 0,
             _counter(memory / name / "memory.oom_control", "oom_kill") if memory else 0,
         )
 
     def remove_all(self) -> None:
         """Our own folders, where they are empty: with the last guest the last trace goes. Those in use stay."""
         for root in set(self._roots.values()):
-            _removed(root)
+            removed(root)
 
     def _root(self, controller: str) -> Path | None:
         if self._v2:
@@ -199,7 +199,8 @@ def _delegate(folder: Path) -> frozenset[str]:
     return frozenset((folder / "cgroup.subtree_control").read_text().split()) & _V2_CONTROLLERS
 
 
-def _removed(folder: Path) -> bool:
+def removed(folder: Path) -> bool:
+    """Whether it is gone now. Absent is success."""
     try:
         folder.rmdir()
     except FileNotFoundError:
@@ -209,7 +210,8 @@ def _removed(folder: Path) -> bool:
     return True
 
 
-def _number(path: Path) -> int:
+def number(path: Path) -> int:
+    """What the file says; 0 where there is none."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

@@ -167,8 +167,7 @@ class Library:
         if not built.files.keys() & {"disk", ISO, ROOTFS} or built.files.keys() - ROLES:
             given = ", ".join(sorted(built.files))
             raise Invalid(f"an image has a disk, an ISO or a root file system, not {given}")
-        kept: dict[str, File] = {}
-        try:
+        async with self._taking() as kept:
             for role, path in sorted(built.files.items()):
                 kept[role] = await self._take_in(role, path, built)
             manifest = Manifest(
@@ -181,12 +180,7 @@ class Library:
                 source=built.source,
                 firmware=built.firmware,
             )
-            image = await self.book.record(project, name, manifest)
-        except BaseException:
-            await self._give_up(kept)
-            raise
-        await self._release(kept)
-        return image
+            return await self.book.record(project, name, manifest)
 
     async def check_free(self, project: str, name: str, *, replace: bool) -> None:
         """Before anything is fetched. Raises Invalid, Exists."""
@@ -213,51 +207,45 @@ class Library:
         role, format = (ISO, "raw") if facts.format == ISO else ("disk", facts.format)
         if format != "raw" and (await disks.info(path, format)).virtual_size != facts.virtual_size:
             raise Invalid("qemu-img finds another size in it than its header has", field="file")
-        kept: dict[str, File] = {}
-        try:
+        async with self._taking() as kept:
             file = await (self.blobs.adopt(path, digest) if digest else self.blobs.add(path, ours=True))
             kept[role] = msgspec.structs.replace(file, format=format, virtual_size=facts.virtual_size)
             kind, firmware = (ISO, "") if role == ISO else ("disk", "any")
             manifest = Manifest(arch=arch, files=kept, kind=kind, firmware=firmware, agent=agent, source="import")
-            image = await self.book.record(project, name, manifest, replace=replace)
+            return await self.book.record(project, name, manifest, replace=replace)
+
+    @contextlib.asynccontextmanager
+    async def _taking(self) -> AsyncIterator[dict[str, File]]:
+        """For the files of a manifest to come, by role: held until it is recorded, given up where that fails."""
+        kept: dict[str, File] = {}
+        try:
+            yield kept
         except BaseException:
             await self._give_up(kept)
             raise
         await self._release(kept)
-        return image
 
     @contextlib.asynccontextmanager
     async def kernel(self, parts: Mapping[str, Path], **told: Any) -> AsyncIterator[Manifest]:
         """A manifest of a kernel and an initial RAM disk alone, whose content is held while a volume comes to stand
         on it. `parts`: of our own tree, by role; `told`: the rest of it. What nothing names afterwards is gone.
         """
-        kept: dict[str, File] = {}
-        try:
+        async with self._taking() as kept:
             for role, path in parts.items():
                 kept[role] = await self.blobs.add(path, ours=True)
             yield Manifest(files=kept, kind=KERNEL, source="import", **told)
-        except BaseException:
-            await self._give_up(kept)
-            raise
-        await self._release(kept)
 
     async def add_rootfs(
         self, project: str, name: str, path: Path, fresh: Fresh, format: str, *, arch: str, replace: bool
     ) -> Image:
         """Take in a root file system, a file of our own tree of which `fresh` was made, and give the image its
         name. Raises as `add_imported`."""
-        kept: dict[str, File] = {}
-        try:
+        async with self._taking() as kept:
             file = await self.blobs.add(path, ours=True)
             kept[ROOTFS] = msgspec.structs.replace(file, format=format, virtual_size=Bytes(fresh.facts.bytes))
             await self.trees.keep(fresh, file.digest)
             manifest = Manifest(arch=arch, files=kept, kind=ROOTFS, source="import", system=fresh.facts.system)
-            image = await self.book.record(project, name, manifest, replace=replace)
-        except BaseException:
-            await self._give_up(kept)
-            raise
-        await self._release(kept)
-        return image
+            return await self.book.record(project, name, manifest, replace=replace)
 
     async def content(self, project: str, ref: str, role: str = "") -> tuple[File, AsyncIterator[bytes]]:
         """A file of an image, "" for its disk, disc or root file system, and its bytes. It is read whole also where

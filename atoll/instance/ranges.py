@@ -5,12 +5,13 @@ tools and DynamicUser, below the ids of VMs (uids.py) and those of trees on disk
 its tag; ranges that /etc/subuid or /etc/subgid gives to somebody are left to them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 
-from atoll.base.errors import Conflict, Exhausted, Lacking
+from atoll.base.errors import Exhausted, Lacking
 from atoll.base.ids import InstanceId
-from atoll.store.api import ABSENT, Key, Store, Txn, read_all
+from atoll.instance.slots import Slots
+from atoll.store.api import Store
 
 PREFIX = "/idranges/"
 IDS = 65536
@@ -44,7 +45,7 @@ def ours(uid_map: str, first: int) -> bool:
     return False
 
 
-def choose(start: int, taken: set[int], others: Iterable[tuple[int, int]]) -> int | None:
+def choose(start: int, taken: Set[int], others: Iterable[tuple[int, int]]) -> int | None:
     """The number of the first free range from `start` on, in a circle; None where there is none. Pure."""
     foreign: set[int] = set()
     for first, count in others:
@@ -58,28 +59,25 @@ def choose(start: int, taken: set[int], others: Iterable[tuple[int, int]]) -> in
 
 class Ranges:
     def __init__(self, local: Store, tag: str) -> None:
-        self._local, self._begin = local, begin(tag)
+        self._begin = begin(tag)
+        self._slots = Slots(local, PREFIX, self._choose)
 
     async def of(self, instance: InstanceId) -> int:
         """The first id of the instance's range, given out at first need. Raises Exhausted, Lacking."""
-        mine = Key(f"{PREFIX}of/{instance}")
-        while True:
-            if entry := await self._local.get(mine):
-                return self._usable(int(entry.value))
-            used = (await read_all(self._local, Key(f"{PREFIX}taken/"))).entries
-            taken = {int(key.rpartition("/")[2]) for key in used}
-            number = choose(self._begin, taken, _others())
-            if number is None:
-                raise Exhausted(
-                    f"all {COUNT} ranges of ids for containers are given out",
-                    hint="delete containers, or take lines out of /etc/subuid and /etc/subgid",
-                )
-            slot = Key(f"{PREFIX}taken/{number:05d}")
-            put = {slot: instance.encode(), mine: str(number).encode()}
-            try:
-                await self._local.commit(Txn(expect={slot: ABSENT, mine: ABSENT}, put=put))
-            except Conflict:
-                continue
+        return self._usable(await self._slots.of(instance))
+
+    async def release(self, instance: InstanceId) -> None:
+        """Absent is success."""
+        await self._slots.release(instance)
+
+    def _choose(self, taken: Set[int]) -> int:
+        number = choose(self._begin, taken, _others())
+        if number is None:
+            raise Exhausted(
+                f"all {COUNT} ranges of ids for containers are given out",
+                hint="delete containers, or take lines out of /etc/subuid and /etc/subgid",
+            )
+        return number
 
     def _usable(self, number: int) -> int:
         first = FIRST + number * IDS
@@ -89,13 +87,6 @@ class Ranges:
                 hint="give it all ids (lxc.idmap = u 0 0 4294967295), or launch with --privileged",
             )
         return first
-
-    async def release(self, instance: InstanceId) -> None:
-        """Absent is success."""
-        mine = Key(f"{PREFIX}of/{instance}")
-        if entry := await self._local.get(mine):
-            slot = Key(f"{PREFIX}taken/{int(entry.value):05d}")
-            await self._local.commit(Txn(delete=frozenset({mine, slot})))
 
 
 def _others() -> list[tuple[int, int]]:

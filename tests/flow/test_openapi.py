@@ -8,7 +8,7 @@ import jsonschema_rs
 import msgspec
 import pytest
 
-from atoll.api.access import may
+from atoll.api.access import HOST_ADMINISTRATOR, may
 from atoll.api.app import WEBSOCKETS, all_routes, build_litestar
 from atoll.api.openapi import describe
 from atoll.base.errors import Denied
@@ -162,3 +162,24 @@ async def test_every_route_asks_whether_it_may(kit: Kit) -> None:
 def test_a_stranger_may_nothing() -> None:
     with pytest.raises(Denied):
         may(Actor("guest", "somebody"), "instance.start", Subject("instance", "default", "web1"))
+
+
+async def test_what_is_the_hosts_own_takes_a_right_of_its_own(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may launch does not thereby bring the host's directories, or privileges, into a container."""
+
+    def member(actor: Actor, action: str, on: Subject) -> None:
+        if action in HOST_ADMINISTRATOR:
+            raise Denied(f"{actor.name} may not {action} {on.name}")
+
+    monkeypatch.setattr("atoll.api.access.may", member)
+    monkeypatch.setattr("atoll.api.routes.instances.may", member)
+    base = "/v1/projects/default/instances"
+    spec = {"image": "tiny", "kind": "container"}
+    mount = {"source": "/etc", "path": "/mnt/host"}
+    transport = httpx.ASGITransport(app=kit.as_uid())
+    async with httpx.AsyncClient(transport=transport, base_url="http://atoll") as http:
+        for name, container in (("plain", {}), ("mounts", {"mounts": [mount]}), ("mighty", {"privileged": True})):
+            answer = await http.post(base, json={"name": name, "spec": {**spec, "container": container}})
+            assert answer.status_code == (202 if name == "plain" else 403), answer.text
+        assert (await http.post(f"{base}/plain/mounts", json=mount)).status_code == 403
+        assert (await http.delete(f"{base}/plain/mounts", params={"path": "/mnt/host"})).status_code == 403

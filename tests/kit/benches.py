@@ -4,7 +4,7 @@ import asyncio
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -143,17 +143,22 @@ class QemuBench:
 
     async def close(self) -> None:
         """Nothing may be left: the last engine's guests are ended, and what an adopting engine finds too."""
-        for engine in self._engines:
-            await engine.close()
-        last = await self.engine()
-        for guest, seen in (await last.adopt()).items():
-            if seen.state is not State.STOPPED:
-                await last.stop(guest, grace=0)
-            await last.forget(guest)
-        await last.close()
+        await end_all(self._engines, await self.engine())
         if self.cgroups:
             assert not self.cgroups.names()
             self.cgroups.remove_all()
+
+
+async def end_all(engines: Sequence[Engine], last: Engine) -> None:
+    """The engines are closed; guests that they left are ended and forgotten by the last."""
+    for engine in engines:
+        if engine is not last:
+            await engine.close()
+    for guest, seen in (await last.adopt()).items():
+        if seen.state is not State.STOPPED:
+            await last.stop(guest, grace=0)
+        await last.forget(guest)
+    await last.close()
 
 
 async def until(events: AsyncIterator[Any], guest: InstanceId, state: State) -> Any:

@@ -16,9 +16,10 @@ from atoll.instance.engines.container import adopt
 from atoll.instance.engines.container.engine import Containers
 from atoll.instance.engines.container.groups import Groups, trees
 from atoll.instance.engines.container.rundir import names_of
-from atoll.instance.model import BootPlan, ContainerPlan, ContainerSpec, DiskPlan, NicPlan, State
+from atoll.instance.model import BootPlan, ContainerPlan, ContainerSpec, DiskPlan, NicPlan
 from atoll.network.model import Plugged
 from atoll.storage.model import FOREIGN_BASE, Attachment, Bus, Layer
+from tests.kit.benches import end_all
 from tests.kit.plans import boot_plan, hardware
 
 IDS = 700_000_000
@@ -120,14 +121,7 @@ class ContainerBench:
 
     async def close(self) -> None:
         """Nothing may be left."""
-        for engine in self._engines:
-            await engine.close()
-        last = await self.engine()
-        for guest, seen in (await last.adopt()).items():
-            if seen.state is not State.STOPPED:
-                await last.stop(guest, grace=0)
-            await last.forget(guest)
-        await last.close()
+        await end_all(self._engines, await self.engine())
         for link in self._links:
             await run(["ip", "link", "del", link], check=False)
         assert not self.groups.names()

@@ -14,7 +14,7 @@ from atoll.base.errors import Absent, Exhausted, Exists, Invalid, Lacking, Refus
 from atoll.base.ids import Bytes, Generation, InstanceId
 from atoll.base.units import MiB
 from atoll.instance.engine import EngineTraits, Furnish, GuestEvent, Observed, Outcome, Stats
-from atoll.instance.engines.qemu.feed import Feed
+from atoll.instance.engines.feed import Feed
 from atoll.instance.model import (
     BootPlan,
     CdromPlan,

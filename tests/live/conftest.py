@@ -1,5 +1,6 @@
 """Daemons for live tests: one prepared state directory a session, one daemon for whatever changes little."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -7,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from atoll.network.naming import run_directory
 from tests.kit.daemon import Daemon, daemon, make_base
+from tests.kit.lab import Lab
+from tests.kit.netns import namespace
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +40,24 @@ def atoll(base: Path) -> Iterator[Daemon]:
         made.launch("first")
         made.delete("first")
         yield made
+
+
+@pytest.fixture
+def clean(atoll: Daemon) -> Iterator[Daemon]:
+    """The shared daemon, which has afterwards what it had before."""
+    before = atoll.account()
+    yield atoll
+    atoll.delete(*[name for name, view in atoll.all().items() if view["instance"]["spec"]["kind"] == "container"])
+    atoll.settled_at(before)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """A host of network namespaces, to try networks in."""
+    tmp_path.chmod(0o755)
+    with contextlib.ExitStack() as stack:
+        host = stack.enter_context(namespace("host"))
+        made = Lab(host, tmp_path, stack)
+        with host.entered():
+            yield made
+            shutil.rmtree(run_directory(made.tag).parent, ignore_errors=True)

@@ -1,35 +1,17 @@
 """What limits of ports do, measured: guarantees and bursts, both ways. Ceilings are measured with real guests."""
 
-import contextlib
-import shutil
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 
 from atoll.network.model import Bandwidth, Mode
-from atoll.network.naming import run_directory
 from tests.kit.lab import Guest, Lab
-from tests.kit.netns import Namespace, namespace
+from tests.kit.netns import Namespace
 
 MBIT = 10**6
 SECONDS = 2.0
 OUTSIDE = "198.51.100.2"
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    tmp_path.chmod(0o755)
-    with contextlib.ExitStack() as stack:
-        host = stack.enter_context(namespace("host"))
-        made = Lab(host, tmp_path, stack)
-        with host.entered():
-            yield made
-            shutil.rmtree(run_directory(made.tag).parent, ignore_errors=True)
 
 
 SEND = """

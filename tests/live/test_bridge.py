@@ -1,14 +1,13 @@
 """A bridge network as guests meet it. The host, each guest and the outside are network namespaces (as root)."""
 
 import asyncio
-import contextlib
 import os
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -24,18 +23,6 @@ from atoll.network.naming import run_directory
 from atoll.network.registry import Site, realise, withdraw
 from atoll.store.memory import MemoryStore
 from tests.kit.lab import Guest, Lab
-from tests.kit.netns import namespace
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    tmp_path.chmod(0o755)
-    with contextlib.ExitStack() as stack:
-        host = stack.enter_context(namespace("host"))
-        made = Lab(host, tmp_path, stack)
-        with host.entered():
-            yield made
-            shutil.rmtree(run_directory(made.tag).parent, ignore_errors=True)
 
 
 async def until(fact: Callable[[], bool], *, timeout: float = 10) -> bool:

@@ -5,22 +5,10 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.kit.daemon import INSTANCES, MIB, TOP, Daemon, until
 from tests.kit.tty import Terminal
-
-
-@pytest.fixture
-def clean(atoll: Daemon) -> Iterator[Daemon]:
-    """The shared daemon, which has afterwards what it had before."""
-    before = atoll.account()
-    yield atoll
-    atoll.delete(*[name for name, view in atoll.all().items() if view["instance"]["spec"]["kind"] == "container"])
-    atoll.settled_at(before)
 
 
 def test_it_is_launched_listed_entered_stopped_and_gone(clean: Daemon) -> None:

@@ -1,21 +1,9 @@
 """What keeps containers apart from the host and from each other: tried from inside."""
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from tests.kit.daemon import INSTANCES, MIB, Daemon
-
-
-@pytest.fixture
-def clean(atoll: Daemon) -> Iterator[Daemon]:
-    """The shared daemon, which has afterwards what it had before."""
-    before = atoll.account()
-    yield atoll
-    atoll.delete(*[name for name, view in atoll.all().items() if view["instance"]["spec"]["kind"] == "container"])
-    atoll.settled_at(before)
 
 
 def group(atoll: Daemon, name: str, controller: str, file: str) -> str:

@@ -3,7 +3,6 @@ what does not pass is known by what was sent after it and came."""
 
 import asyncio
 import contextlib
-import shutil
 import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -14,25 +13,12 @@ from atoll.network.addresses import link_local
 from atoll.network.drivers.bridge import BridgeNetwork
 from atoll.network.groups import GroupPlan, GroupRule
 from atoll.network.model import Forward, Mode, Network
-from atoll.network.naming import run_directory
 from tests.kit.frames import Wire, arp, ether, icmp6, ip4, ip6, udp
 from tests.kit.lab import Guest, Lab
-from tests.kit.netns import namespace
 
 OUT = GroupRule(direction="egress")
 OTHER = "02:00:00:00:00:66"
 MARK, LAST = b"must not arrive", b"the last of them"
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    tmp_path.chmod(0o755)
-    with contextlib.ExitStack() as stack:
-        host = stack.enter_context(namespace("host"))
-        made = Lab(host, tmp_path, stack)
-        with host.entered():
-            yield made
-            shutil.rmtree(run_directory(made.tag).parent, ignore_errors=True)
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from ipaddress import ip_address
 from atoll.network.addresses import link_local
 from tests.kit.frames import arp, ether, icmp6, ip4, ip6, mac, udp
 from tests.kit.lab import Lab
-from tests.live.test_filter import LAST, MARK, Pair, held, lab, pair
+from tests.live.test_filter import LAST, MARK, Pair, held, pair
 
-__all__ = ["held", "lab", "pair"]  # fixtures
+__all__ = ["held", "pair"]  # fixtures
 _ANY_ALIVE = "ff02::1"
 _OPTIONS, _FRAGMENT = 60, 44
 

@@ -1,7 +1,6 @@
 """Images that people bring, through a real daemon: files, URLs, what strangers make, and nothing left behind."""
 
 import gzip
-import hashlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -11,11 +10,10 @@ from urllib.parse import quote
 import pytest
 
 from tests.kit import evil
-from tests.kit.daemon import MIB, SMALL, Daemon, Ran, daemon, until
+from tests.kit.daemon import MIB, SMALL, Daemon, daemon, until
+from tests.kit.imported import IMAGES, as_before, content, refused, sha256
 from tests.kit.mirror import Mirror, mirror
 from tests.kit.wire import request
-
-IMAGES = "/v1/projects/default/images"
 
 
 @pytest.fixture(scope="module")
@@ -26,36 +24,16 @@ def world(base: Path) -> Iterator[Daemon]:
         yield made
 
 
-def content(atoll: Daemon) -> list[str]:
-    return sorted(str(path) for path in (atoll.state / "images").rglob("*") if path.is_file())
-
-
 @pytest.fixture
 def atoll(world: Daemon) -> Iterator[Daemon]:
     """As it was before: every test takes its images away again."""
-    before = content(world)
-    yield world
-    for image in world.http("GET", IMAGES).json:
-        if image["name"] != "tiny":
-            world.do("DELETE", f"{IMAGES}/{image['name']}")
-    assert content(world) == before
+    with as_before(world):
+        yield world
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Path:
     return evil.qcow2(tmp_path / "disk.qcow2", "64M", data=os.urandom(24 * MIB))
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def refused(ran: Ran, code: int, *told: str) -> None:
-    assert ran.code == code, ran
-    lines = [line.partition(" ")[0] for line in ran.err.splitlines()[-2:]]
-    assert lines == ["error:", "hint:"], ran.err
-    for words in told:
-        assert words in ran.err, ran.err
 
 
 def test_a_file_comes_in_and_goes_out_as_it_was(atoll: Daemon, disk: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.kit import eviltar
 from tests.kit.daemon import MIB, Daemon, daemon, until
-from tests.live.test_images import IMAGES, content, refused, sha256
+from tests.kit.imported import as_before, content, refused, sha256
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +22,8 @@ def world(base: Path) -> Iterator[Daemon]:
 
 @pytest.fixture
 def atoll(world: Daemon) -> Iterator[Daemon]:
-    before = content(world)
-    yield world
-    for image in world.http("GET", IMAGES).json:
-        if image["name"] != "tiny":
-            world.do("DELETE", f"{IMAGES}/{image['name']}")
-    assert content(world) == before
+    with as_before(world):
+        yield world
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from atoll.base.errors import Absent, Invalid, Refused
 from atoll.base.ids import Bytes, Generation, InstanceId
 from atoll.base.units import MiB
+from atoll.instance.engines.adoption import decide
 from atoll.instance.engines.container import adopt, config, exitreason, groups, inside
 from atoll.instance.engines.container.adopt import Trace
 from atoll.instance.engines.container.config import Place
@@ -174,11 +175,11 @@ def trace(generation: int, *, init: int = 0, monitor: bool = False) -> Trace:
 
 def test_the_newest_whole_generation_is_held_and_all_others_go() -> None:
     old, new, half = trace(1, init=5, monitor=True), trace(2, init=6, monitor=True), trace(3, monitor=True)
-    decision = adopt.decide([half, old, new])
+    decision = decide([half, old, new])
     assert decision.hold == (new,)
     assert set(decision.clear) == {old, half}
     dead = trace(4, init=7)
-    assert adopt.decide([dead]).report == (dead,)
+    assert decide([dead]).report == (dead,)
 
 
 def test_a_monitor_is_known_by_its_command_line() -> None:

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.base.ids import Generation, InstanceId, new_uuid
+from atoll.instance.engines.adoption import decide
 from atoll.instance.engines.qemu import adopt
-from atoll.instance.engines.qemu.adopt import Trace, decide, marked
+from atoll.instance.engines.qemu.adopt import Trace, marked
 from atoll.instance.engines.qemu.argv import process
 from atoll.instance.engines.qemu.rundir import Handle
 from tests.kit.plans import boot_plan

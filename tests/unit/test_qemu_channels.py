@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from atoll.base.errors import Absent, Broken, Unreachable
+from atoll.instance.engines.console import BEHIND, RECENT, Console
 from atoll.instance.engines.qemu.agent import Agent
-from atoll.instance.engines.qemu.console import BEHIND, RECENT, Console
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """Instances: their records, and what is done with the whole of one."""
 
 import re
+from collections.abc import Iterator
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
+from atoll.api.access import MOUNT, PRIVILEGE, actor_of, may
 from atoll.api.encoding import Arrays, Pieces, list_tag
 from atoll.api.errors import Stale
 from atoll.api.route import Call, Reply, Routes, raw
@@ -13,9 +15,9 @@ from atoll.base.errors import Invalid
 from atoll.base.names import check_label, make_up
 from atoll.client.wire import LaunchBody, RenameBody, RestartBody, StopBody
 from atoll.instance.book import InstanceView
-from atoll.instance.model import State
+from atoll.instance.model import ContainerSpec, State
 from atoll.instance.verbs.args import Changes, DeleteArgs, LaunchArgs, NamedArgs, RenameArgs, SetArgs, StopArgs
-from atoll.operation.model import Operation
+from atoll.operation.model import Operation, Subject
 
 routes = Routes()
 BASE = "/projects/{project}/instances"
@@ -82,11 +84,21 @@ async def launch(call: Call, body: LaunchBody) -> Reply:
         name = make_up(taken)
     else:
         name = check_label(body.name)
+    for action in _rights(body.spec.container):
+        may(actor_of(call.request), action, Subject("instance", call.project, name))
     seed = await call.services.seeds.put(call.project, body.cloud_init) if body.cloud_init else ""
     args = LaunchArgs(
         project=call.project, name=name, spec=body.spec, start=body.start, seed=seed, volumes=body.volumes
     )
     return await call.submit("instance.launch", args, name)
+
+
+def _rights(container: ContainerSpec) -> Iterator[str]:
+    """What a launch takes beside itself, for what is the host's own."""
+    if container.mounts:
+        yield MOUNT
+    if container.privileged:
+        yield PRIVILEGE
 
 
 @routes.add("PATCH", ONE, action="instance.set", answer=Operation, status=202, headers=IF_MATCH)

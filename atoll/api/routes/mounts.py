@@ -5,6 +5,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from atoll.api.access import MOUNT
 from atoll.api.route import Call, Reply, Routes
 from atoll.api.routes.guests import ONE
 from atoll.instance.model import MountSpec
@@ -19,11 +20,11 @@ class RemoveMountQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: PathIn
 
 
-@routes.add("POST", ONE + "/mounts", action="instance.mount-add", answer=Operation, status=202)
+@routes.add("POST", ONE + "/mounts", action=MOUNT, answer=Operation, status=202)
 async def add(call: Call, body: MountSpec) -> Reply:
     """Bring a directory of the host into a container, at once where it runs."""
     args = AddMountArgs(project=call.project, name=call.name, mount=body)
-    return await call.submit("instance.mount-add", args)
+    return await call.submit(MOUNT, args)
 
 
 @routes.add("DELETE", ONE + "/mounts", action="instance.mount-remove", answer=Operation, status=202)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from atoll.base.errors import Exhausted, Invalid
-from atoll.base.ids import PortId
+from atoll.base.ids import NetworkId, PortId
 from atoll.host import nft, sysctl, tc
 from atoll.host.links import Link, Links, names
 from atoll.network import filter, meter, naming
@@ -57,7 +57,7 @@ class Taps:
 
     async def plug(self, port: Port, *, owner: int | None) -> Plugged:
         before = self._files.get(port.id)
-        name = await self._tap(port.id)
+        name = await free_tap(self._links, self._tag, self._record.id, port.id)
         placed = PlacedPort(port=port, link=name, number=self._number(port, before))
         self._files.put(placed)
         mtu, alias = self._record.mtu, naming.port_alias(self._record.id, port.id)
@@ -126,15 +126,6 @@ class Taps:
             return []
         return [link for link in await self._links.ours() if naming.port_of(link.alias, self._record.id)]
 
-    async def _tap(self, port: PortId) -> str:
-        alias = naming.port_alias(self._record.id, port)
-        for attempt in range(naming.ATTEMPTS):
-            name = naming.tap_name(self._tag, port, attempt)
-            link = await self._links.get(name)
-            if link is None or link.alias in ("", alias):
-                return name
-        raise Exhausted(f"every link name of port {port} is taken", hint=f"ip link show group {self._links.group}")
-
     async def _filter(self, placed: PlacedPort) -> None:
         wanted = filter.port_chains(self._table, placed.link, placed.port, pinned=self._pinned)
         await self._replace(placed.link, wanted)
@@ -199,3 +190,14 @@ class Taps:
             line for way in self._meters for line in meter.remove_lines(self._meters[way], tap, way, placed.number)
         ]
         await tc.batch(lines, forgiving=True)
+
+
+async def free_tap(links: Links, tag: str, network: NetworkId, port: PortId) -> str:
+    """The name of the port's link: of the one it has, else of one that nobody has. Raises Exhausted."""
+    alias = naming.port_alias(network, port)
+    for attempt in range(naming.ATTEMPTS):
+        name = naming.tap_name(tag, port, attempt)
+        link = await links.get(name)
+        if link is None or link.alias in ("", alias):
+            return name
+    raise Exhausted(f"every link name of port {port} is taken", hint=f"ip link show group {links.group}")

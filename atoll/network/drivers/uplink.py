@@ -7,12 +7,12 @@ macvtaps guests and the host do not reach each other, which is how macvlan works
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from atoll.base.errors import Absent, Exhausted, Lacking, Refused
+from atoll.base.errors import Absent, Lacking, Refused
 from atoll.base.ids import PortId
 from atoll.host import nft, sysctl
 from atoll.host.links import Link, Links
 from atoll.network import filter, naming
-from atoll.network.drivers.taps import Taps
+from atoll.network.drivers.taps import Taps, free_tap
 from atoll.network.foreign import bridge_firewalls
 from atoll.network.groups import GroupPlan
 from atoll.network.model import Network, NetworkTraits, Plugged, Port
@@ -59,7 +59,8 @@ class UplinkNetwork:
                 hint=f"ip link add br0 type bridge; ip link set {uplink.name} master br0; then --uplink br0",
                 field="nics",
             )
-        name, alias = await self._free_name(port.id), naming.port_alias(self._record.id, port.id)
+        name = await free_tap(self._links, self._tag, self._record.id, port.id)
+        alias = naming.port_alias(self._record.id, port.id)
         await self._links.make_macvtap(name, parent=uplink.name, mac=port.mac, mtu=self._record.mtu, alias=alias)
         if sysctl.has_ipv6():
             sysctl.write(f"ipv6/conf/{name}/disable_ipv6", "1")
@@ -108,12 +109,3 @@ class UplinkNetwork:
     async def _macvtaps(self) -> list[Link]:
         ours = [link for link in await self._links.ours() if link.kind == "macvtap"]
         return [link for link in ours if naming.port_of(link.alias, self._record.id)]
-
-    async def _free_name(self, port: PortId) -> str:
-        alias = naming.port_alias(self._record.id, port)
-        for attempt in range(naming.ATTEMPTS):
-            name = naming.tap_name(self._tag, port, attempt)
-            link = await self._links.get(name)
-            if link is None or link.alias in ("", alias):
-                return name
-        raise Exhausted(f"every link name of port {port} is taken", hint=f"ip link show group {self._links.group}")

@@ -1,17 +1,17 @@
-"""Which containers are still there after a former engine: found by looking, decided purely.
+"""Which containers are still there after a former engine: found by looking.
 
 Three witnesses: run directories with a handle, control groups, and the command lines of this host's processes:
-liblxc's monitor names its path and its container. The decision is that of every engine: of each guest at most one
-generation stays, the newest that runs whole, else the newest that ran.
+liblxc's monitor names its path and its container.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from atoll.base.ids import Generation, InstanceId
 from atoll.host import process
+from atoll.instance.engines import kept
 from atoll.instance.engines.container import rundir
 from atoll.instance.engines.container.groups import Groups
 from atoll.instance.engines.container.rundir import Handle, RunDir
@@ -33,33 +33,9 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
         """Whether it runs and we know it."""
         return self.handle is not None and self.handle.init > 0 and self.handle.monitor in self.monitors
 
-
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """`hold`: alive and ours. `report`: ended, of the newest generation. `clear`: end and remove all of it."""
-
-    hold: tuple[Trace, ...]
-    report: tuple[Trace, ...]
-    clear: tuple[Trace, ...]
-
-
-def decide(traces: Iterable[Trace]) -> Decision:
-    """Invariant: no two generations of one container are left alive, and none that we cannot steer."""
-    hold: list[Trace] = []
-    report: list[Trace] = []
-    clear: list[Trace] = []
-    guests: dict[InstanceId, list[Trace]] = {}
-    for trace in traces:
-        guests.setdefault(trace.id, []).append(trace)
-    for found in guests.values():
-        found.sort(key=lambda trace: trace.generation, reverse=True)
-        chosen = next((t for t in found if t.whole), None)
-        if chosen:
-            hold.append(chosen)
-        else:
-            chosen = next((t for t in found if t.handle and t.handle.init and not t.monitors), None)
-            report += [chosen] if chosen else []
-        clear += [trace for trace in found if trace is not chosen]
-    return Decision(hold=tuple(hold), report=tuple(report), clear=tuple(clear))
+    @property
+    def over(self) -> bool:
+        return self.handle is not None and self.handle.init > 0 and not self.monitors
 
 
 def marked(command_line: Sequence[str], names: Path) -> tuple[InstanceId, Generation] | None:
@@ -68,7 +44,7 @@ def marked(command_line: Sequence[str], names: Path) -> tuple[InstanceId, Genera
     if str(names) not in words or "-P" not in words or not any(word.endswith("lxc-start") for word in words):
         return None
     name = words[words.index("-n") + 1] if "-n" in words[:-1] else ""
-    return rundir.parsed(name)
+    return kept.parsed(name)
 
 
 def monitors(names: Path) -> Mapping[tuple[InstanceId, Generation], frozenset[int]]:
@@ -84,7 +60,7 @@ def look(root: Path, names: Path, groups: Groups) -> list[Trace]:
     """Everything of every container on this host. Blocks."""
     runs = {(run.id, run.generation): run for run in rundir.all_in(root, names)}
     alive = monitors(names)
-    grouped = {who: name for name in groups.names() if (who := rundir.parsed(name))}
+    grouped = {who: name for name in groups.names() if (who := kept.parsed(name))}
     found = []
     for who in sorted({*runs, *alive, *grouped}):
         run = runs.get(who)

@@ -8,9 +8,10 @@ from typing import cast
 
 from atoll.base.errors import Refused
 from atoll.host.pty import Pty
+from atoll.instance.engines.console import RECENT, Console
 from atoll.instance.engines.container import tools
-from atoll.instance.engines.container.rundir import RunDir, tail
-from atoll.instance.engines.qemu.console import RECENT, Console
+from atoll.instance.engines.container.rundir import RunDir
+from atoll.instance.engines.kept import tail
 
 COLUMNS, ROWS = 80, 24
 _TRIES, _SETTLES_IN = 40, 0.05

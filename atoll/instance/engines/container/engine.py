@@ -13,7 +13,7 @@ from signal import SIGKILL
 
 from msgspec.structs import replace
 
-from atoll.base.errors import Absent, AtollError, Broken, Exists, Invalid, Refused
+from atoll.base.errors import AtollError, Broken, Invalid, Refused
 from atoll.base.ids import Bytes, Generation, InstanceId
 from atoll.host import process
 from atoll.host.files import translated
@@ -23,13 +23,13 @@ from atoll.instance.engine import (
     Command,
     EngineTraits,
     Furnish,
-    GuestEvent,
     Observed,
     Outcome,
     Session,
     Stats,
     Stream,
 )
+from atoll.instance.engines.adoption import decide
 from atoll.instance.engines.container import (
     adopt,
     emulation,
@@ -44,27 +44,25 @@ from atoll.instance.engines.container import (
 from atoll.instance.engines.container.adopt import Trace
 from atoll.instance.engines.container.groups import Groups
 from atoll.instance.engines.container.guest import Guest, sweep
-from atoll.instance.engines.container.rundir import Handle, RunDir, names_of, tail
+from atoll.instance.engines.container.rundir import Handle, RunDir, names_of
 from atoll.instance.engines.container.workshop import Workshop
-from atoll.instance.engines.qemu.feed import Feed
+from atoll.instance.engines.holding import Holding
+from atoll.instance.engines.kept import tail
 from atoll.instance.model import BootPlan, Hardware, Kind, Limits, MountSpec, NicPlan, State
 
 _END_IN = 10.0
 MACHINE = "lxc"
 
 
-class Containers:
+class Containers(Holding[Guest]):
     """`run`: where run directories are kept; its path names this Atoll to liblxc, so that two never meet."""
 
     kind = Kind.CONTAINER
     traits = EngineTraits(hot_cpus=True, hot_memory=True, pauses=True, limits=True, exec_terminal=True)
 
     def __init__(self, run: Path, groups: Groups) -> None:
+        super().__init__()
         self._run, self._groups, self._names = run, groups, names_of(groups.tag)
-        self._guests: dict[InstanceId, Guest] = {}
-        self._ended: dict[InstanceId, Observed] = {}
-        self._starting: set[InstanceId] = set()
-        self._feed: Feed[GuestEvent] = Feed()
         self._workshop = Workshop()
 
     # finding and keeping
@@ -73,7 +71,7 @@ class Containers:
         with translated("make the run directory"):
             self._run.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._names.mkdir(parents=True, exist_ok=True, mode=0o755)
-        decision = adopt.decide(await asyncio.to_thread(adopt.look, self._run, self._names, self._groups))
+        decision = decide(await asyncio.to_thread(adopt.look, self._run, self._names, self._groups))
         await asyncio.gather(*(self._clear(trace) for trace in decision.clear))
         for trace in decision.report:
             await self._report(trace)
@@ -105,7 +103,6 @@ class Containers:
 
     async def _clear(self, trace: Trace) -> None:
         """End and remove what must not be there: an older generation, a half-made start."""
-        run = self._run_dir(trace.id, trace.generation)
         for pid in trace.monitors:
             found = Process.open(pid)
             if found is not None:
@@ -113,6 +110,10 @@ class Containers:
                     found.signal(SIGKILL)
                     await found.wait(_END_IN)
                 found.close()
+        await self._remove(trace.id, trace.generation)
+
+    async def _remove(self, id: InstanceId, generation: Generation) -> None:
+        run = self._run_dir(id, generation)
         await sweep(self._groups, run.name)
         await asyncio.to_thread(run.remove)
 
@@ -122,19 +123,9 @@ class Containers:
     def _run_dir(self, id: InstanceId, generation: Generation) -> RunDir:
         return RunDir(self._run, id, generation, self._names)
 
-    def _changed(self, guest: Guest) -> None:
-        seen = guest.seen
-        if seen.state is State.STOPPED and self._guests.get(guest.plan.id) is guest:
-            del self._guests[guest.plan.id]
-            self._ended[guest.plan.id] = seen
-            guest.monitor.close()
-        self._feed.tell(GuestEvent(guest.plan.id, seen))
-
-    def guest(self, id: InstanceId) -> Guest:
-        try:
-            return self._guests[id]
-        except KeyError as error:
-            raise Absent("it is not running on this host") from error
+    async def close(self) -> None:
+        await super().close()
+        self._workshop.close()
 
     # the contract
 
@@ -159,19 +150,6 @@ class Containers:
             disks=want.disks,
             nics=tuple(replace(nic, slot=number + 1) for number, nic in enumerate(want.nics)),
         )
-
-    async def start(self, plan: BootPlan) -> None:
-        if plan.id in self._guests or plan.id in self._starting:
-            raise Exists(f"{plan.name} is running already")
-        self._starting.add(plan.id)
-        try:
-            await self._forget_ended(plan.id)
-            guest = await self._launch(plan)
-        finally:
-            self._starting.discard(plan.id)
-        self._guests[plan.id] = guest
-        guest.hold()
-        self._changed(guest)
 
     async def _launch(self, plan: BootPlan) -> Guest:
         run = self._dir(plan)
@@ -209,12 +187,7 @@ class Containers:
             monitor.signal(SIGKILL)
             await monitor.wait(_END_IN)
             monitor.close()
-        await sweep(self._groups, run.name)
-        await asyncio.to_thread(run.remove)
-
-    async def stop(self, guest: InstanceId, *, grace: float) -> None:
-        if held := self._guests.get(guest):
-            await held.stop(grace=grace)
+        await self._remove(run.id, run.generation)
 
     async def pause(self, guest: InstanceId) -> None:
         await self.guest(guest).pause(on=True)
@@ -241,43 +214,13 @@ class Containers:
         self._groups.change(held.run.name, launch.limit(plan, held.handle.cpus))
         held.replan(plan)
 
-    async def forget(self, guest: InstanceId) -> None:
-        if guest in self._guests:
-            raise Refused("it is running", hint="stop it first")
-        await self._forget_ended(guest)
-
-    async def _forget_ended(self, guest: InstanceId) -> None:
-        if seen := self._ended.pop(guest, None):
-            run = self._run_dir(guest, seen.generation)
-            await self._groups.remove(run.name)
-            await asyncio.to_thread(run.remove)
-
-    async def observe(self) -> Mapping[InstanceId, Observed]:
-        return {**self._ended, **{id: guest.seen for id, guest in self._guests.items()}}
-
-    def events(self) -> AsyncIterator[GuestEvent]:
-        return self._feed.listen()
-
-    async def close(self) -> None:
-        guests, self._guests = list(self._guests.values()), {}
-        await asyncio.gather(*(guest.close() for guest in guests))
-        self._workshop.close()
-
-    def trim_logs(self) -> None:
-        """Keep every container's logs bounded. Cheap: call it every few minutes."""
-        for guest in self._guests.values():
-            guest.run.trim_logs()
-
     # beside the contract: Consoles, Executes, Measures, HotNics
 
     async def console(self, guest: InstanceId) -> Stream:
         return await self.guest(guest).console.open()
 
     async def log(self, guest: InstanceId, *, limit: int = 64 << 10) -> bytes:
-        seen = (await self.observe()).get(guest)
-        if seen is None:
-            raise Absent("there is no log of it on this host", hint="it was never started here")
-        run = self._run_dir(guest, seen.generation)
+        run = self._run_dir(guest, await self._last(guest))
         failed = exitreason.failures(tail(run.log, 32 << 10).decode(errors="replace"))
         own = "".join(f"lxc: {line}\n" for line in failed).encode()[-limit // 4 :]
         return tail(run.console, limit - len(own)) + own

@@ -6,7 +6,8 @@ import signal
 import msgspec
 
 from atoll.base import clock
-from atoll.instance.engines.container.rundir import RunDir, tail
+from atoll.instance.engines.container.rundir import RunDir
+from atoll.instance.engines.kept import tail
 from atoll.instance.model import Exit
 
 _CODE = re.compile(r"Child <\d+> ended on error \((\d+)\)")

@@ -18,6 +18,7 @@ import msgspec
 from atoll.base import clock
 from atoll.base.errors import Broken, Lacking
 from atoll.base.ids import Bytes
+from atoll.host.cgroups import number, removed
 from atoll.instance.model import Limits
 
 PROCESSES = 8192
@@ -205,7 +206,7 @@ class Groups:
         memory = [each for each in given if each[1] in ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")]
         folder = self.folder(name)
         if len(memory) == 2:
-            was = _number(Path(self._host.controllers["memory"]) / folder / "memory.limit_in_bytes")
+            was = number(Path(self._host.controllers["memory"]) / folder / "memory.limit_in_bytes")
             if limit.memory > was:  # the sum is never less than its part
                 first, second = given.index(memory[0]), given.index(memory[1])
                 given[first], given[second] = given[second], given[first]
@@ -327,7 +328,7 @@ class Groups:
         for root in self._host.roots:
             top = Path(root) / f"atoll-{self.tag}"
             _prune(top / "pivot")
-            _rmdir(top)
+            removed(top)
 
     def _removed(self, name: str) -> bool:
         done = True
@@ -369,22 +370,5 @@ def _prune(folder: Path) -> bool:
     """A group and those below it. Whether it is gone."""
     for where, folders, _ in os.walk(folder, topdown=False):
         for inner in folders:
-            _rmdir(Path(where) / inner)
-    return _rmdir(folder)
-
-
-def _rmdir(folder: Path) -> bool:
-    try:
-        folder.rmdir()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def _number(path: Path) -> int:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return 0
+            removed(Path(where) / inner)
+    return removed(folder)

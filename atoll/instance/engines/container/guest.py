@@ -34,12 +34,13 @@ HALT = {
 
 
 class Guest:
-    """`tell` is called with every change. `ended` is done when everything of it has ended."""
+    """`monitor`: liblxc's, which ends with it. `tell` is called with every change. `ended` is done
+    when everything of it has ended."""
 
     def __init__(
         self, handle: Handle, run: RunDir, monitor: Process, groups: Groups, tell: "Callable[[Guest], None]"
     ) -> None:
-        self.handle, self.run, self.monitor, self._groups, self._tell = handle, run, monitor, groups, tell
+        self.handle, self.run, self.process, self._groups, self._tell = handle, run, monitor, groups, tell
         self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.console = ContainerConsole(run, handle.plan.name)
         self._paused = groups.frozen(run.name)
@@ -85,10 +86,10 @@ class Guest:
         if not self.ended.done():
             self.ended.cancel()
         await self.console.close()
-        self.monitor.close()
+        self.process.close()
 
     async def _watch(self) -> None:
-        await self.monitor.watch()
+        await self.process.watch()
         oom = self._groups.oom_kills(self.run.name)
         exit = exitreason.of(self.run, oom_kills=oom, asked=self._asked, forced=self._forced)
         try:
@@ -133,13 +134,13 @@ class Guest:
         if grace > 0 and self.alive:
             self._asked = True
             self._signal(halt_signal(self.init))
-            if await self.monitor.wait(grace):
+            if await self.process.wait(grace):
                 await asyncio.wait({self.ended}, timeout=_KILL_IN)
-        if self.alive and not self.monitor.watch().done():
+        if self.alive and not self.process.watch().done():
             self._forced = True
             self._signal(signal.SIGKILL)
-            if not await self.monitor.wait(_KILL_IN):
-                self.monitor.signal(signal.SIGKILL)
+            if not await self.process.wait(_KILL_IN):
+                self.process.signal(signal.SIGKILL)
         await asyncio.wait({self.ended}, timeout=_KILL_IN)
         if self.alive:
             raise Unreachable(f"{self.plan.name} does not end", hint="a process of it waits for a disk that hangs")

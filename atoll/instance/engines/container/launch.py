@@ -17,7 +17,8 @@ from atoll.instance.engines.container.config import Place
 from atoll.instance.engines.container.groups import V2, Groups, Limit, pick
 from atoll.instance.engines.container.guest import born
 from atoll.instance.engines.container.helper import ROOT, Bind, Root, Start, Text
-from atoll.instance.engines.container.rundir import Handle, RunDir, tail
+from atoll.instance.engines.container.rundir import Handle, RunDir
+from atoll.instance.engines.kept import tail
 from atoll.instance.model import BootPlan, MountSpec
 
 UP_IN = 60.0

@@ -1,11 +1,11 @@
-"""Who is still there after a former engine: found by looking, decided purely.
+"""Who is still there after a former engine: found by looking.
 
 Three witnesses: run directories with a handle, control groups, and the command lines of this host's processes,
 each of which names the guest, its generation and this Atoll from the moment of its fork.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,13 +13,13 @@ import msgspec
 from atoll.base.ids import Generation, InstanceId
 from atoll.host import process
 from atoll.host.cgroups import Cgroups
+from atoll.instance.engines import kept
 from atoll.instance.engines.qemu import rundir
 from atoll.instance.engines.qemu.argv import process as mark
 from atoll.instance.engines.qemu.rundir import Handle, RunDir
 from atoll.instance.model import Exit
 
 _GENERATION = re.compile(r"guest=[^,]*\.g(\d{1,9}),")
-_NAME = re.compile(r"([0-9a-f-]{36})\.(\d{1,9})")
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,36 +36,9 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
         """Whether it runs and we know it: the process of its handle is among those found."""
         return self.handle is not None and self.handle.pid in self.pids
 
-
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """`hold`: alive and ours. `report`: ended, of the newest generation. `clear`: end and remove all of it."""
-
-    hold: tuple[Trace, ...]
-    report: tuple[Trace, ...]
-    clear: tuple[Trace, ...]
-
-
-def decide(traces: Iterable[Trace]) -> Decision:
-    """Of each guest at most one generation stays: the newest that runs whole, else the newest that ran.
-
-    Invariant: no two processes of one guest are left alive, and none that we cannot steer.
-    """
-    hold: list[Trace] = []
-    report: list[Trace] = []
-    clear: list[Trace] = []
-    guests: dict[InstanceId, list[Trace]] = {}
-    for trace in traces:
-        guests.setdefault(trace.id, []).append(trace)
-    for found in guests.values():
-        found.sort(key=lambda trace: trace.generation, reverse=True)
-        chosen = next((t for t in found if t.whole), None)
-        if chosen:
-            hold.append(chosen)
-        else:
-            chosen = next((t for t in found if t.handle and t.handle.pid and not t.pids), None)
-            report += [chosen] if chosen else []
-        clear += [trace for trace in found if trace is not chosen]
-    return Decision(hold=tuple(hold), report=tuple(report), clear=tuple(clear))
+    @property
+    def over(self) -> bool:
+        return self.handle is not None and self.handle.pid > 0 and not self.pids
 
 
 def marked(command_line: Sequence[str], tag: str) -> tuple[InstanceId, Generation] | None:
@@ -85,8 +58,7 @@ def living(tag: str, cgroups: Cgroups | None) -> Mapping[tuple[InstanceId, Gener
         if who := marked(process.command_line(pid), tag):
             found.setdefault(who, set()).add(pid)
     for name in cgroups.names() if cgroups else ():
-        if match := _NAME.fullmatch(name):
-            who = InstanceId(match[1]), Generation(int(match[2]))
+        if who := kept.parsed(name):
             alive = {pid for pid in cgroups.pids(name) if process.start_time(pid) is not None} if cgroups else set()
             found.setdefault(who, set()).update(alive)
     return {who: frozenset(pids) for who, pids in found.items()}

@@ -7,15 +7,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from signal import SIGKILL
 
-from atoll.base.errors import Absent, AtollError, Broken, Exhausted, Exists, Lacking, Refused, Unreachable
-from atoll.base.ids import Bytes, InstanceId
+from atoll.base.errors import AtollError, Broken, Exhausted, Lacking, Refused, Unreachable
+from atoll.base.ids import Bytes, Generation, InstanceId
 from atoll.host import process
 from atoll.host.cgroups import Cgroups
 from atoll.host.files import translated
 from atoll.host.probe.accel import Accel
 from atoll.host.probe.qemu import qemu
 from atoll.host.process import Process
-from atoll.instance.engine import EngineTraits, Furnish, GuestEvent, Observed, Outcome, Stats, Stream
+from atoll.instance.engine import EngineTraits, Furnish, Observed, Outcome, Stats, Stream
+from atoll.instance.engines.adoption import decide
+from atoll.instance.engines.holding import Holding
+from atoll.instance.engines.kept import tail
 from atoll.instance.engines.qemu import (
     adopt,
     argv,
@@ -32,9 +35,8 @@ from atoll.instance.engines.qemu import (
 )
 from atoll.instance.engines.qemu.adopt import Trace
 from atoll.instance.engines.qemu.exitreason import Remains
-from atoll.instance.engines.qemu.feed import Feed
 from atoll.instance.engines.qemu.guest import Guest
-from atoll.instance.engines.qemu.rundir import Handle, RunDir, tail
+from atoll.instance.engines.qemu.rundir import Handle, RunDir
 from atoll.instance.engines.qemu.space import SpaceWatch
 from atoll.instance.engines.qemu.spawn import bounds, spawn
 from atoll.instance.model import BootPlan, Disk, DiskPlan, Hardware, Kind, Limits, NicPlan, State
@@ -52,7 +54,7 @@ EXEC_WAITS = 10.0
 """Seconds that a program waits for an agent that is not there yet."""
 
 
-class Qemu:
+class Qemu(Holding[Guest]):
     """`run`: where run directories are kept. `host_tag`: 6 hexadecimal digits of this Atoll, from which every name
     on the host derives. `cgroups`: None where this user may make none. `accel`: the host's settled verdict."""
 
@@ -61,12 +63,9 @@ class Qemu:
     def __init__(
         self, run: Path, *, host_tag: str, cgroups: Cgroups | None, accel: Callable[[], Awaitable[Accel]]
     ) -> None:
+        super().__init__()
         self.traits = EngineTraits(hot_cpus=True, hot_memory=True, pauses=True, limits=cgroups is not None)
         self._run, self._tag, self._cgroups, self._accel = run, host_tag, cgroups, accel
-        self._guests: dict[InstanceId, Guest] = {}
-        self._ended: dict[InstanceId, Observed] = {}
-        self._starting: set[InstanceId] = set()
-        self._feed: Feed[GuestEvent] = Feed()
         self._space = SpaceWatch()
         self._tsc_khz: int | None = None
 
@@ -76,7 +75,7 @@ class Qemu:
         with translated("make the run directory"):
             self._run.mkdir(parents=True, exist_ok=True, mode=0o700)
         measured = asyncio.create_task(asyncio.to_thread(tsc.measure_khz))
-        decision = adopt.decide(await asyncio.to_thread(adopt.look, self._run, self._tag, self._cgroups))
+        decision = decide(await asyncio.to_thread(adopt.look, self._run, self._tag, self._cgroups))
         seats = asyncio.Semaphore(_AT_ONCE)
         await asyncio.gather(*(self._clear(trace) for trace in decision.clear))
         for trace in decision.report:
@@ -119,9 +118,8 @@ class Qemu:
 
     async def _clear(self, trace: Trace) -> None:
         """End and remove what must not be there: an older generation, a half-made start."""
-        run = RunDir(self._run, trace.id, trace.generation, self._tag)
         await asyncio.gather(*(self._end(pid, trace) for pid in trace.pids))
-        await self._remove(run)
+        await self._remove(trace.id, trace.generation)
 
     async def _end(self, pid: int, trace: Trace) -> None:
         found = Process.open(pid)
@@ -136,7 +134,8 @@ class Qemu:
         finally:
             found.close()
 
-    async def _remove(self, run: RunDir) -> None:
+    async def _remove(self, id: InstanceId, generation: Generation) -> None:
+        run = RunDir(self._run, id, generation, self._tag)
         if self._cgroups:
             await self._cgroups.remove(run.name)
         await asyncio.to_thread(run.remove)
@@ -145,19 +144,12 @@ class Qemu:
         return RunDir(self._run, plan.id, plan.generation, self._tag)
 
     def _changed(self, guest: Guest) -> None:
-        seen = guest.seen
-        if seen.state is State.STOPPED and self._guests.get(guest.plan.id) is guest:
-            del self._guests[guest.plan.id]
-            self._ended[guest.plan.id] = seen
-            guest.process.close()
-        self._feed.tell(GuestEvent(guest.plan.id, seen))
+        super()._changed(guest)
         self._space.look_after(guest)
 
-    def _guest(self, id: InstanceId) -> Guest:
-        try:
-            return self._guests[id]
-        except KeyError as error:
-            raise Absent("it is not running on this host") from error
+    async def close(self) -> None:
+        await self._space.close()
+        await super().close()
 
     # the contract
 
@@ -167,19 +159,6 @@ class Qemu:
         cpu = machine.parse_cpu(await asyncio.to_thread(Path("/proc/cpuinfo").read_text))
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return machine.furnish(want, accel=accel, qemu=await qemu(), cpu=cpu, memory=memory)
-
-    async def start(self, plan: BootPlan) -> None:
-        if plan.id in self._guests or plan.id in self._starting:
-            raise Exists(f"{plan.name} is running already")
-        self._starting.add(plan.id)
-        try:
-            await self._forget_ended(plan.id)
-            guest = await self._launch(plan)
-        finally:
-            self._starting.discard(plan.id)
-        self._guests[plan.id] = guest
-        guest.hold()
-        self._changed(guest)
 
     async def _launch(self, plan: BootPlan) -> Guest:
         if self._tsc_khz is None:
@@ -207,20 +186,16 @@ class Qemu:
             guest.process.signal(SIGKILL)
             await guest.process.wait(_END_IN)
             await guest.close()
-        await self._remove(run)
-
-    async def stop(self, guest: InstanceId, *, grace: float) -> None:
-        if held := self._guests.get(guest):
-            await held.stop(grace=grace)
+        await self._remove(run.id, run.generation)
 
     async def pause(self, guest: InstanceId) -> None:
-        await self._guest(guest).pause()
+        await self.guest(guest).pause()
 
     async def resume(self, guest: InstanceId) -> None:
-        await self._guest(guest).resume()
+        await self.guest(guest).resume()
 
     async def resize(self, guest: InstanceId, *, cpus: int, memory: Bytes) -> None:
-        held = self._guest(guest)
+        held = self.guest(guest)
         qmp = held.monitor()
         has_cpus, has_memory = await hotplug.present(qmp)
         hotplug.refuse(held.plan, cpus=cpus, memory=memory, has_cpus=has_cpus, has_memory=has_memory)
@@ -234,7 +209,7 @@ class Qemu:
             await inside.put_online(held.agent, cpus=cpus)
 
     async def limit(self, guest: InstanceId, limits: Limits) -> None:
-        held = self._guest(guest)
+        held = self.guest(guest)
         if self._cgroups is None:
             raise Lacking("this user may make no control groups", hint="run the daemon as root")
         _, memory = await hotplug.present(held.monitor())
@@ -245,92 +220,64 @@ class Qemu:
         return machine.seat(hardware, disk)
 
     async def add_disk(self, guest: InstanceId, disk: DiskPlan) -> None:
-        await hotdisk.add(self._guest(guest), disk)
+        await hotdisk.add(self.guest(guest), disk)
 
     async def remove_disk(self, guest: InstanceId, slot: int, *, timeout: float) -> None:
-        await hotdisk.remove(self._guest(guest), slot, timeout=timeout)
+        await hotdisk.remove(self.guest(guest), slot, timeout=timeout)
 
     async def grow_disk(self, guest: InstanceId, slot: int, size: Bytes) -> None:
-        await hotdisk.grow(self._guest(guest), slot, size)
+        await hotdisk.grow(self.guest(guest), slot, size)
 
     async def mounts(self, guest: InstanceId, slot: int) -> tuple[str, ...]:
-        return await hotdisk.mounts(self._guest(guest), slot)
-
-    async def forget(self, guest: InstanceId) -> None:
-        if guest in self._guests:
-            raise Refused("it is running", hint="stop it first")
-        await self._forget_ended(guest)
-
-    async def _forget_ended(self, guest: InstanceId) -> None:
-        if seen := self._ended.pop(guest, None):
-            await self._remove(RunDir(self._run, guest, seen.generation, self._tag))
-
-    async def observe(self) -> Mapping[InstanceId, Observed]:
-        return {**self._ended, **{id: guest.seen for id, guest in self._guests.items()}}
-
-    def events(self) -> AsyncIterator[GuestEvent]:
-        return self._feed.listen()
-
-    async def close(self) -> None:
-        await self._space.close()
-        guests, self._guests = list(self._guests.values()), {}
-        await asyncio.gather(*(guest.close() for guest in guests))
-
-    def trim_logs(self) -> None:
-        """Keep every guest's logs bounded. Cheap: call it every few minutes."""
-        for guest in self._guests.values():
-            guest.run.trim_logs()
+        return await hotdisk.mounts(self.guest(guest), slot)
 
     # beside the contract: Consoles, Executes, Measures, Displays, Ejects, HotNics
 
     async def console(self, guest: InstanceId) -> Stream:
-        return await self._guest(guest).console.open()
+        return await self.guest(guest).console.open()
 
     async def log(self, guest: InstanceId, *, limit: int = 64 << 10) -> bytes:
-        seen = (await self.observe()).get(guest)
-        if seen is None:
-            raise Absent("there is no log of it on this host", hint="it was never started here")
-        run = RunDir(self._run, guest, seen.generation, self._tag)
+        run = RunDir(self._run, guest, await self._last(guest), self._tag)
         own = tail(run.log, limit // 4)
         return tail(run.serial, limit - len(own)) + own
 
     async def display(self, guest: InstanceId) -> str:
-        held = self._guest(guest)
+        held = self.guest(guest)
         if machine.family(held.plan.hardware.machine) == "microvm":
             raise Refused("a microvm has no screen", hint=f"atoll console {held.plan.name}")
         return str(held.run.own / argv.VNC)
 
     async def screenshot(self, guest: InstanceId) -> bytes:
         await self.display(guest)
-        held = self._guest(guest)
+        held = self.guest(guest)
         return await screen.shot(held.monitor(), held.run.own)
 
     async def eject(self, guest: InstanceId) -> None:
-        await disc.eject(self._guest(guest))
+        await disc.eject(self.guest(guest))
 
     async def insert(self, guest: InstanceId, iso: str) -> None:
-        await disc.insert(self._guest(guest), iso)
+        await disc.insert(self.guest(guest), iso)
 
     def place(self, hardware: Hardware) -> int:
         return nics.free_slot(hardware)
 
     async def add_nic(self, guest: InstanceId, nic: NicPlan) -> None:
-        await nics.add(self._guest(guest), nic)
+        await nics.add(self.guest(guest), nic)
 
     async def remove_nic(self, guest: InstanceId, slot: int) -> None:
-        await nics.remove(self._guest(guest), slot)
+        await nics.remove(self.guest(guest), slot)
 
     async def set_link(self, guest: InstanceId, slot: int, *, up: bool) -> None:
-        await nics.set_link(self._guest(guest), slot, up=up)
+        await nics.set_link(self.guest(guest), slot, up=up)
 
     async def stats(self, guest: InstanceId) -> Stats:
-        held = self._guest(guest)
+        held = self.guest(guest)
         blocks = await held.monitor().execute("query-blockstats")
         usage = self._cgroups.usage(held.run.name) if self._cgroups else None
         return stats.combine(held.plan, held.process.pid, usage, blocks)
 
     async def ready(self, guest: InstanceId, *, timeout: float) -> None:
-        await self._guest(guest).agent_ready(timeout=timeout)
+        await self.guest(guest).agent_ready(timeout=timeout)
 
     async def execute(
         self,
@@ -365,7 +312,7 @@ class Qemu:
 
     async def _answering(self, guest: InstanceId) -> Guest:
         """Raises Absent, Refused (it is paused, or has no agent), Unreachable."""
-        held = self._guest(guest)
+        held = self.guest(guest)
         if held.seen.state is not State.RUNNING:
             raise Refused(f"{held.plan.name} is {held.seen.state}", hint=f"atoll resume {held.plan.name}")
         if not held.plan.agent:

@@ -7,7 +7,8 @@ from typing import Literal
 import msgspec
 
 from atoll.base import clock
-from atoll.instance.engines.qemu.rundir import RunDir, tail
+from atoll.instance.engines.kept import tail
+from atoll.instance.engines.qemu.rundir import RunDir
 from atoll.instance.model import Exit
 
 Cause = Literal[

@@ -16,9 +16,9 @@ from atoll.host.cgroups import Cgroups
 from atoll.host.process import Process, boot_id
 from atoll.host.qmp import Event, Qmp
 from atoll.instance.engine import Observed
+from atoll.instance.engines.console import Console
 from atoll.instance.engines.qemu import argv, exitreason, inside
 from atoll.instance.engines.qemu.agent import Agent
-from atoll.instance.engines.qemu.console import Console
 from atoll.instance.engines.qemu.exitreason import Remains
 from atoll.instance.engines.qemu.rundir import Handle, RunDir
 from atoll.instance.engines.qemu.spawn import path_of

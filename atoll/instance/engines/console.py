@@ -12,7 +12,7 @@ from pathlib import Path
 from atoll.base.errors import Broken, Unreachable
 from atoll.base.units import MiB
 from atoll.host import sockets
-from atoll.instance.engines.qemu.rundir import tail
+from atoll.instance.engines.kept import tail
 
 RECENT = 16 << 10
 """Bytes that a new reader sees of what went before."""
