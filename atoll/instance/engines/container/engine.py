@@ -124,8 +124,13 @@ class Containers(Holding[Guest]):
         return RunDir(self._run, id, generation, self._names)
 
     async def close(self) -> None:
+        idle = not self._guests
         await super().close()
         self._workshop.close()
+        if idle:  # what runs on has its name there
+            with contextlib.suppress(OSError):
+                self._names.rmdir()
+                self._names.parent.rmdir()
 
     # the contract
 
